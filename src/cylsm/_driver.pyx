@@ -1,0 +1,489 @@
+# The only parallel loop. Knows rows, tiles and scratch memory; nothing of losses, of arrays' flags or of Python.
+#
+# (a) Three regimes. FEW: short rows, transposed in groups by one kernel. ROWS: a row's classes lie side by side.
+#     STRIP: rows lie side by side. Which one is chosen by the row's length and class stride alone, so that a row's bits
+#     depend on nothing else; how many rows a block has, and who computes it, changes no bit.
+# (b) A row longer than a tile is reduced tile by tile, merged in order, and written tile by tile, whether one thread
+#     does all of that or several share the tiles of one row.
+# (c) What a kernel cannot read or write in place (another dtype, byte order, stride) passes through a piece of scratch.
+# (d) Scratch of all threads is one allocation, made before anything is written.
+
+from cython.parallel cimport prange, threadid
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+
+from cylsm._kernels cimport (
+    FEW_CLASSES,
+    FLOAT32,
+    FLOAT64,
+    GROUP,
+    LOG_SOFTMAX,
+    LOGSUMEXP,
+    LOGSUMEXP_WEIGHTED,
+    MIXTURE,
+    MIXTURE_COST,
+    SHORTEST_ROW,
+    SOFTMAX,
+    TILE_BYTES,
+    KernelTable,
+)
+from cylsm._threads cimport threads_for
+
+from importlib import import_module
+
+from cylsm import _cpu
+
+cdef extern from "_native.h" nogil:
+    void stream_fence()
+
+cdef enum:
+    FEW_ROWS = 256                  # rows of a FEW block: its state stays in L1
+    ROW_BLOCK_BYTES = 65536         # of a ROWS block: between L1 and L2
+    MOST_BLOCK_ROWS = 32
+    STRIP_BYTES = 262144            # of a STRIP block: it is read again from L2
+    MOST_LANES = 512
+    LEAST_LANES = 16
+    KEPT_BYTES = 524288             # longest row whose exps wait in scratch for streaming
+    STREAM_BYTES = 268435456        # smallest output that is streamed around the caches
+
+cdef enum Regime:
+    FEW
+    ROWS
+    STRIP
+
+cdef struct Worker:
+    Block block
+    void *x_piece
+    void *y_piece
+    void *out_piece
+    void *exps
+    void *transposed
+
+cdef struct Plan:
+    Task *task
+    const Kernels *kernels
+    Regime regime
+    Py_ssize_t size                 # of a real, bytes
+    Py_ssize_t block_rows
+    Py_ssize_t blocks_across        # blocks in one run of the last row axis
+    Py_ssize_t blocks
+    Py_ssize_t tile
+    Py_ssize_t tiles
+    bint x_direct
+    bint y_direct
+    bint out_direct
+    bint stream
+    bint keep_apart                 # exps are kept in scratch, not in out
+    bint kept                       # exps are kept at all
+    int threads
+    Worker *workers                 # one a thread
+    Block *shared                   # the block whose tiles are being shared
+    int phase                       # the operation to reduce, or APPLY
+
+cdef enum:
+    APPLY = -1
+
+
+# ---- instruction sets --------------------------------------------------------------------------------------------
+
+cdef const KernelTable *table
+tables = {}
+current_isa = None
+
+
+def load_tables():
+    for name in _cpu.runnable():
+        try:
+            module = import_module(f"cylsm._kernels_{name}")
+        except ImportError:
+            if name == "baseline":
+                raise
+            continue
+        tables[name] = module.capsule
+
+
+def _use_isa(name):
+    """Switch to another instruction set's kernels; for tests only, with no other call under way."""
+    global table, current_isa
+    table = <const KernelTable *> PyCapsule_GetPointer(tables[name], "cylsm.KernelTable")
+    current_isa = name
+
+
+load_tables()
+_use_isa(_cpu.choose(tuple(tables)))
+
+
+def isa():
+    return current_isa
+
+
+def available_isas():
+    return list(tables)
+
+
+cdef const Kernels *kernels(bint wide) noexcept nogil:
+    return &table.of_double if wide else &table.of_float
+
+
+# ---- where things lie --------------------------------------------------------------------------------------------
+
+cdef char *row_of(const Task *task, const Operand *operand, const Block *block) noexcept nogil:
+    """The operand's first row (or row entry) of the block."""
+    cdef char *p = operand.data + block.first * operand.row_strides[task.ndim - 1]
+    cdef Py_ssize_t outer = block.outer
+    cdef int axis
+    for axis in range(task.ndim - 2, -1, -1):
+        p += (outer % task.shape[axis]) * operand.row_strides[axis]
+        outer = outer // task.shape[axis]
+    return p
+
+
+cdef inline Py_ssize_t row_stride(const Plan *plan, const Operand *operand) noexcept nogil:
+    return operand.row_strides[plan.task.ndim - 1]
+
+
+cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
+    """Whether a kernel can walk the operand where it lies."""
+    cdef Py_ssize_t along, across
+    if not operand.native:
+        return False
+    if plan.regime == STRIP:
+        along, across = row_stride(plan, operand), operand.class_stride
+    else:
+        along, across = operand.class_stride, row_stride(plan, operand)
+    return (along == plan.size or (plan.regime != STRIP and plan.task.classes == 1)) and across % plan.size == 0
+
+
+cdef Regime regime_of(const Task *task) noexcept nogil:
+    """By the row's length and class stride alone. A small stride is gathered: its lines are shared by the row's own."""
+    cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
+    if stride >= LEAST_LANES * task.x.item_bytes and task.classes > 1:
+        return STRIP
+    return FEW if task.classes <= FEW_CLASSES else ROWS
+
+
+cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexcept nogil:
+    return max(least, min(value, most))
+
+
+cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
+    cdef Py_ssize_t across = task.shape[task.ndim - 1]
+    cdef Py_ssize_t row_bytes
+    plan.task = task
+    plan.kernels = kernels(task.wide)
+    plan.size = 8 if task.wide else 4
+    plan.regime = regime_of(task)
+    # The last tile has SHORTEST_ROW classes at least.
+    plan.tile = TILE_BYTES // plan.size
+    plan.tiles = max(<Py_ssize_t> 1, (task.classes - SHORTEST_ROW) // plan.tile + 1)
+    if plan.tiles == 1:
+        plan.tile = task.classes
+    row_bytes = plan.tile * plan.size
+    if plan.regime == FEW:
+        plan.block_rows = FEW_ROWS
+    elif plan.regime == ROWS:
+        plan.block_rows = 1 if plan.tiles > 1 else clamp(ROW_BLOCK_BYTES // row_bytes, 1, MOST_BLOCK_ROWS)
+    else:
+        plan.block_rows = clamp(STRIP_BYTES // row_bytes // LEAST_LANES * LEAST_LANES, LEAST_LANES, MOST_LANES)
+        while plan.block_rows > 4 * LEAST_LANES and task.rows < 16 * plan.block_rows:
+            plan.block_rows = plan.block_rows // 2
+    plan.block_rows = min(plan.block_rows, across)
+    plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows
+    plan.blocks = task.rows // across * plan.blocks_across
+    plan.x_direct = is_direct(plan, &task.x)
+    plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
+    plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
+    plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place
+                   and task.rows * task.classes * plan.size >= STREAM_BYTES)
+    plan.kept = plan.regime != FEW and task.operation == SOFTMAX and (plan.out_direct or plan.tiles == 1)
+    plan.keep_apart = False
+    if plan.kept and plan.stream:
+        plan.keep_apart = task.classes * plan.size <= KEPT_BYTES
+        plan.kept = plan.keep_apart
+    task.blocks_per_part = (plan.blocks + MOST_PARTS - 1) // MOST_PARTS
+    task.parts = (plan.blocks + task.blocks_per_part - 1) // task.blocks_per_part if plan.blocks > 0 else 0
+
+
+cdef void *take(char *base, Py_ssize_t *used, Py_ssize_t size) noexcept nogil:
+    """The next `size` bytes of the scratch; lines apart, so that arrays of equal sizes do not share cache sets."""
+    cdef Py_ssize_t at = used[0]
+    used[0] += (size + 63) // 64 * 64 + 192
+    return base + at if base != NULL else NULL
+
+
+cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept nogil:
+    """Points a worker into its scratch; returns how much it needs."""
+    cdef Worker measured
+    cdef Py_ssize_t used = 0
+    # Kernels of short rows work on whole groups; merged entries follow the tiles'.
+    cdef Py_ssize_t rows = plan.block_rows + GROUP
+    cdef Py_ssize_t entries = (rows if plan.tiles == 1 else (plan.tiles + 1) * plan.block_rows) * plan.size
+    cdef Py_ssize_t piece = plan.block_rows * (plan.tile + SHORTEST_ROW) * plan.size
+    cdef const Task *task = plan.task
+    if worker == NULL:
+        worker = &measured
+    worker.block.state.top = take(base, &used, entries)
+    worker.block.state.ties = take(base, &used, entries)
+    worker.block.state.rest = take(base, &used, entries)
+    worker.block.state.carry = take(base, &used, entries)
+    worker.block.state.log_sum = take(base, &used, entries)
+    worker.block.state.scale = take(base, &used, entries)
+    worker.block.state.mass = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
+    worker.block.state.cost = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
+    worker.block.factor = take(base, &used, rows * plan.size)
+    worker.block.scratch = <char *> take(base, &used, plan.block_rows * task.row_scratch)
+    worker.x_piece = take(base, &used, 0 if plan.x_direct else piece)
+    worker.y_piece = take(base, &used, 0 if plan.y_direct or (task.y.data == NULL and task.fill_y == NULL) else piece)
+    worker.out_piece = take(base, &used, 0 if plan.out_direct and (plan.kept or task.operation != SOFTMAX) else piece)
+    worker.exps = take(base, &used, plan.block_rows * task.classes * plan.size if plan.keep_apart else 0)
+    worker.transposed = take(base, &used, 3 * GROUP * FEW_CLASSES * plan.size if plan.regime == FEW else 0)
+    return used
+
+
+# ---- one block, one tile -----------------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t tile_length(const Plan *plan, Py_ssize_t t) noexcept nogil:
+    return plan.tile if t < plan.tiles - 1 else plan.task.classes - t * plan.tile
+
+
+cdef const void *piece_of(const Plan *plan, const Operand *operand, bint direct, const Block *block, Py_ssize_t t,
+                          void *piece, Py_ssize_t *step) noexcept nogil:
+    """Tile t of the block's rows as a kernel wants it: where it lies, or copied to `piece`."""
+    cdef Py_ssize_t classes = tile_length(plan, t)
+    cdef Py_ssize_t along = row_stride(plan, operand)
+    cdef const char *data = row_of(plan.task, operand, block) + t * plan.tile * operand.class_stride
+    if direct:
+        step[0] = (operand.class_stride if plan.regime == STRIP else along) // plan.size
+        return data
+    if plan.regime == STRIP:
+        step[0] = block.rows
+        plan.kernels.load(operand.element, operand.swapped, data, operand.class_stride, along, classes, block.rows,
+                          piece, step[0])
+    else:
+        step[0] = classes
+        plan.kernels.load(operand.element, operand.swapped, data, along, operand.class_stride, block.rows, classes,
+                          piece, step[0])
+    return piece
+
+
+cdef const void *y_of(const Plan *plan, Worker *worker, Block *block, Py_ssize_t t, Py_ssize_t *step) noexcept nogil:
+    cdef Py_ssize_t classes = tile_length(plan, t)
+    if plan.task.fill_y != NULL:
+        step[0] = block.rows if plan.regime == STRIP else classes
+        plan.task.fill_y(plan.task, block, t * plan.tile, classes, plan.regime == STRIP, worker.y_piece, step[0])
+        return worker.y_piece
+    return piece_of(plan, &plan.task.y, plan.y_direct, block, t, worker.y_piece, step)
+
+
+cdef inline bint has_y(const Task *task) noexcept nogil:
+    return task.y.data != NULL or task.fill_y != NULL
+
+
+cdef void store_piece(const Plan *plan, const Block *block, Py_ssize_t t, const void *piece) noexcept nogil:
+    cdef const Operand *out = &plan.task.out
+    cdef Py_ssize_t classes = tile_length(plan, t)
+    cdef char *data = row_of(plan.task, out, block) + t * plan.tile * out.class_stride
+    if plan.regime == STRIP:
+        plan.kernels.store(out.element, out.swapped, piece, block.rows, classes, block.rows, data, out.class_stride,
+                           row_stride(plan, out))
+    else:
+        plan.kernels.store(out.element, out.swapped, piece, classes, block.rows, classes, data, row_stride(plan, out),
+                           out.class_stride)
+
+
+cdef void *exps_of(const Plan *plan, Worker *worker, const Block *block, Py_ssize_t t, Py_ssize_t *step) noexcept nogil:
+    """Where the exps of tile t are written, and read again if they are kept."""
+    if plan.keep_apart:
+        step[0] = plan.task.classes
+        return <char *> worker.exps + t * plan.tile * plan.size
+    if plan.kept and plan.out_direct:
+        step[0] = (plan.task.out.class_stride if plan.regime == STRIP else row_stride(plan, &plan.task.out)) // plan.size
+        return row_of(plan.task, &plan.task.out, block) + t * plan.tile * plan.task.out.class_stride
+    step[0] = block.rows if plan.regime == STRIP else tile_length(plan, t)
+    return worker.out_piece
+
+
+cdef void reduce_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t t, int operation) noexcept nogil:
+    cdef Py_ssize_t x_step, y_step = 0, exps_step = 0
+    cdef const void *x = piece_of(plan, &plan.task.x, plan.x_direct, block, t, worker.x_piece, &x_step)
+    cdef const void *y = x
+    cdef void *exps = <void *> x
+    if has_y(plan.task) and operation != LOGSUMEXP:
+        y = y_of(plan, worker, block, t, &y_step)
+    if operation == SOFTMAX:
+        exps = exps_of(plan, worker, block, t, &exps_step)
+    if plan.regime == STRIP:
+        plan.kernels.reduce_strip(operation, x, x_step, y, y_step, block.rows, tile_length(plan, t), &block.state,
+                                  t * block.rows, exps, exps_step)
+    else:
+        plan.kernels.reduce_rows(operation, x, x_step, y, y_step, block.rows, tile_length(plan, t), &block.state,
+                                 t * block.rows, exps, exps_step)
+
+
+cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t t) noexcept nogil:
+    cdef const Task *task = plan.task
+    cdef Py_ssize_t x_step, y_step = 0, out_step
+    cdef const void *x
+    cdef const void *y
+    cdef void *out
+    # exps are relative to their tile's own top.
+    cdef Py_ssize_t first = t * block.rows if task.operation == SOFTMAX else block.merged
+    if plan.kept:
+        x = exps_of(plan, worker, block, t, &x_step)
+    else:
+        x = piece_of(plan, &task.x, plan.x_direct, block, t, worker.x_piece, &x_step)
+    y = y_of(plan, worker, block, t, &y_step) if has_y(task) else x
+    if plan.out_direct:
+        out_step = (task.out.class_stride if plan.regime == STRIP else row_stride(plan, &task.out)) // plan.size
+        out = row_of(task, &task.out, block) + t * plan.tile * task.out.class_stride
+    else:
+        out_step = block.rows if plan.regime == STRIP else tile_length(plan, t)
+        out = worker.out_piece
+    if plan.regime == STRIP:
+        plan.kernels.apply_strip(task.operation, plan.kept, x, x_step, y, y_step, block.rows, tile_length(plan, t),
+                                 &block.state, first, block.factor, out, out_step, False)
+    else:
+        plan.kernels.apply_rows(task.operation, plan.kept, x, x_step, y, y_step, block.rows, tile_length(plan, t),
+                                &block.state, first, block.factor, out, out_step, plan.stream)
+    if not plan.out_direct:
+        store_piece(plan, block, t, out)
+
+
+cdef void short_rows(const Plan *plan, Worker *worker, Block *block) noexcept nogil:
+    """A FEW block: everything in one kernel."""
+    cdef const Task *task = plan.task
+    cdef Py_ssize_t x_step, y_step = 0, out_step = 0
+    cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)
+    cdef const void *y = y_of(plan, worker, block, 0, &y_step) if has_y(task) else x
+    cdef void *out = worker.out_piece
+    if plan.out_direct:
+        out = row_of(task, &task.out, block)
+        out_step = row_stride(plan, &task.out) // plan.size
+    else:
+        out_step = task.classes
+    plan.kernels.few_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
+                          block.factor if task.has_factor else NULL, out, out_step, worker.transposed)
+    if task.out.data != NULL and not plan.out_direct:
+        store_piece(plan, block, 0, out)
+
+
+cdef void merge_tiles(const Plan *plan, Block *block, int operation) noexcept nogil:
+    if plan.tiles > 1:
+        plan.kernels.merge(operation, &block.state, block.state.top, block.rows, plan.tiles, block.merged)
+
+
+cdef void tile_job(void *context, int thread, Py_ssize_t t) noexcept nogil:
+    cdef Plan *plan = <Plan *> context
+    if plan.phase == APPLY:
+        apply_tile(plan, &plan.workers[thread], plan.shared, t)
+        if plan.stream:
+            stream_fence()
+    else:
+        reduce_tile(plan, &plan.workers[thread], plan.shared, t, plan.phase)
+
+
+cdef void all_tiles(Plan *plan, Worker *worker, Block *block, int phase, bint shared) noexcept nogil:
+    """One phase of a block's tiles: by this thread alone, or shared."""
+    cdef Py_ssize_t t
+    if shared:
+        plan.shared = block
+        plan.phase = phase
+        share(&tile_job, plan, plan.tiles, plan.threads)
+    elif phase == APPLY:
+        for t in range(plan.tiles):
+            apply_tile(plan, worker, block, t)
+    else:
+        for t in range(plan.tiles):
+            reduce_tile(plan, worker, block, t, phase)
+
+
+cdef void compute_block(Plan *plan, Worker *worker, Py_ssize_t index, bint shared) noexcept nogil:
+    cdef Task *task = plan.task
+    cdef Block *block = &worker.block
+    cdef Py_ssize_t t
+    cdef bint mixture = task.operation == MIXTURE or task.operation == MIXTURE_COST
+    cdef int operation = LOGSUMEXP if mixture or task.operation == LOG_SOFTMAX else task.operation
+    block.part = index // task.blocks_per_part
+    block.outer = index // plan.blocks_across
+    block.first = index % plan.blocks_across * plan.block_rows
+    block.rows = min(plan.block_rows, task.shape[task.ndim - 1] - block.first)
+    block.merged = 0 if plan.tiles == 1 else plan.tiles * block.rows
+    if task.open != NULL:
+        task.open(task, block)
+    if plan.regime == FEW:
+        short_rows(plan, worker, block)
+    else:
+        all_tiles(plan, worker, block, operation, shared)
+        merge_tiles(plan, block, operation)
+        plan.kernels.finish(operation, &block.state, block.merged, block.rows,
+                            block.factor if task.has_factor else NULL)
+        if mixture:
+            for t in range(plan.tiles if plan.tiles > 1 else 0):
+                memcpy(<char *> block.state.top + t * block.rows * plan.size,
+                       <char *> block.state.top + block.merged * plan.size, block.rows * plan.size)
+            all_tiles(plan, worker, block, MIXTURE_COST, shared)
+            merge_tiles(plan, block, MIXTURE_COST)
+        elif plan.tiles > 1 and operation == SOFTMAX:
+            plan.kernels.spread(block.state.top, block.state.scale, block.rows, plan.tiles, block.merged)
+        if task.out.data != NULL:
+            all_tiles(plan, worker, block, APPLY, shared)
+    if task.close != NULL:
+        if plan.stream:
+            stream_fence()
+        task.close(task, block)
+
+
+cdef void part_job(void *context, int thread, Py_ssize_t part) noexcept nogil:
+    cdef Plan *plan = <Plan *> context
+    cdef Py_ssize_t index, first = part * plan.task.blocks_per_part
+    for index in range(first, min(first + plan.task.blocks_per_part, plan.blocks)):
+        compute_block(plan, &plan.workers[thread], index, False)
+    if plan.stream:
+        stream_fence()
+
+
+# ---- threads -----------------------------------------------------------------------------------------------------
+
+cdef void share(job each, void *context, Py_ssize_t count, int threads) noexcept nogil:
+    cdef Py_ssize_t i
+    if threads > 1:
+        for i in prange(count, schedule="static", num_threads=threads):
+            each(context, threadid(), i)
+    else:
+        for i in range(count):
+            each(context, 0, i)
+
+
+cdef int run(Task *task) except -1:
+    cdef Plan plan
+    cdef bint by_tiles
+    cdef int i, workers
+    cdef Py_ssize_t index, worker_bytes
+    cdef char *scratch
+    make_plan(&plan, task)
+    if plan.blocks == 0:
+        return 0
+    plan.threads = threads_for(task.rows * task.classes)
+    by_tiles = plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
+    if not by_tiles:
+        plan.threads = <int> min(<Py_ssize_t> plan.threads, task.parts)
+    # A block whose tiles are shared belongs to no thread: the last worker's.
+    workers = plan.threads + by_tiles
+    worker_bytes = sizeof(Worker) + lay_out(&plan, NULL, NULL)
+    plan.workers = <Worker *> malloc(workers * worker_bytes + 64)
+    if plan.workers == NULL:
+        raise MemoryError(f"cylsm could not allocate {workers * worker_bytes} bytes of scratch memory")
+    with nogil:
+        scratch = <char *> (plan.workers + workers)
+        scratch += 64 - <size_t> scratch % 64
+        for i in range(workers):
+            scratch += lay_out(&plan, scratch, &plan.workers[i])
+        if by_tiles:
+            for index in range(plan.blocks):
+                compute_block(&plan, &plan.workers[plan.threads], index, True)
+        else:
+            share(&part_job, &plan, task.parts, plan.threads)
+    free(plan.workers)
+    return 0

@@ -1,0 +1,135 @@
+# Elements in and out of the kernels' own dtypes, block by block: other dtypes, byte orders, alignments and strides.
+
+ctypedef fused element:
+    int8_t
+    int16_t
+    int32_t
+    int64_t
+    uint8_t
+    uint16_t
+    uint32_t
+    uint64_t
+    float
+    double
+
+
+cdef inline element element_at(const element *type_only, const char *p, bint swapped) noexcept nogil:
+    cdef element v
+    cdef char bytes_there[8]
+    cdef size_t i
+    if swapped:
+        for i in range(sizeof(element)):
+            bytes_there[i] = p[sizeof(element) - 1 - i]
+        memcpy(&v, bytes_there, sizeof(element))
+    else:
+        memcpy(&v, p, sizeof(element))
+    return v
+
+
+cdef inline void put_element(element v, char *p, bint swapped) noexcept nogil:
+    cdef char bytes_here[8]
+    cdef size_t i
+    if swapped:
+        memcpy(bytes_here, &v, sizeof(element))
+        for i in range(sizeof(element)):
+            p[i] = bytes_here[sizeof(element) - 1 - i]
+    else:
+        memcpy(p, &v, sizeof(element))
+
+
+cdef inline float float_of_half(uint16_t half) noexcept nogil:
+    """Without branches: the exponent is rebased by a multiplication, which also normalises subnormals."""
+    cdef float magnitude = float_of_bits(<uint32_t> (half & 0x7fff) << 13) * float_of_bits(<uint32_t> 0x77800000)
+    cdef uint32_t bits = bits_of_float(magnitude)
+    bits = bits | (<uint32_t> 0x7f800000 if magnitude >= <float> 65536.0 else <uint32_t> 0)
+    return float_of_bits(bits | (<uint32_t> (half & 0x8000) << 16))
+
+
+cdef inline uint16_t half_of_float(float x) noexcept nogil:
+    """Rounds to nearest, ties to even; infinite from 65520 on. The addition of a power of two rounds subnormals."""
+    cdef uint32_t bits = bits_of_float(x)
+    cdef uint32_t sign = (bits >> 16) & <uint32_t> 0x8000
+    cdef uint32_t magnitude = bits & <uint32_t> 0x7fffffff
+    cdef uint32_t small = bits_of_float(float_of_bits(magnitude) + <float> 0.5) - <uint32_t> 0x3f000000
+    cdef uint32_t normal = (magnitude - <uint32_t> 0x38000000 + <uint32_t> 0xfff + ((magnitude >> 13) & 1)) >> 13
+    cdef uint32_t result = small if magnitude < <uint32_t> 0x38800000 else normal
+    result = <uint32_t> 0x7c00 if magnitude >= <uint32_t> 0x477ff000 else result
+    result = <uint32_t> 0x7e00 if magnitude > <uint32_t> 0x7f800000 else result
+    return <uint16_t> (sign | result)
+
+
+cdef inline real real_of(const real *type_only, element v, bint half) noexcept nogil:
+    if half:
+        return <real> float_of_half(<uint16_t> v)
+    return <real> v
+
+
+cdef inline void load_as(const element *type_only, bint half, bint swapped, const char *data, Py_ssize_t outer_stride,
+                         Py_ssize_t inner_stride, Py_ssize_t outer, Py_ssize_t inner, real *out,
+                         Py_ssize_t out_step) noexcept nogil:
+    cdef Py_ssize_t i, j
+    cdef const char *row
+    for i in range(outer):
+        row = data + i * outer_stride
+        if swapped:
+            for j in range(inner):
+                out[i * out_step + j] = real_of(out, element_at(type_only, row + j * inner_stride, True), half)
+        elif inner_stride == sizeof(element):
+            for j in range(inner):
+                out[i * out_step + j] = real_of(
+                    out, element_at(type_only, row + j * <Py_ssize_t> sizeof(element), False), half)
+        else:
+            for j in range(inner):
+                out[i * out_step + j] = real_of(out, element_at(type_only, row + j * inner_stride, False), half)
+
+
+cdef void load(Element element_kind, bint swapped, const char *data, Py_ssize_t outer_stride, Py_ssize_t inner_stride,
+               Py_ssize_t outer, Py_ssize_t inner, real *out, Py_ssize_t out_step) noexcept nogil:
+    if element_kind == FLOAT32:
+        load_as(<const float *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    elif element_kind == FLOAT64:
+        load_as(<const double *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    elif element_kind == FLOAT16:
+        load_as(<const uint16_t *> NULL, True, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    elif element_kind == INT8:
+        load_as(<const int8_t *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    elif element_kind == INT16:
+        load_as(<const int16_t *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    elif element_kind == INT32:
+        load_as(<const int32_t *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    elif element_kind == INT64:
+        load_as(<const int64_t *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    elif element_kind == UINT16:
+        load_as(<const uint16_t *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    elif element_kind == UINT32:
+        load_as(<const uint32_t *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    elif element_kind == UINT64:
+        load_as(<const uint64_t *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+    else:
+        load_as(<const uint8_t *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
+
+
+cdef inline void store_as(bint half, element type_only, bint swapped, const real *x, Py_ssize_t x_step,
+                          Py_ssize_t outer, Py_ssize_t inner, char *data, Py_ssize_t outer_stride,
+                          Py_ssize_t inner_stride) noexcept nogil:
+    cdef Py_ssize_t i, j
+    cdef char *row
+    for i in range(outer):
+        row = data + i * outer_stride
+        for j in range(inner):
+            if half:
+                put_element(half_of_float(<float> x[i * x_step + j]), row + j * inner_stride, swapped)
+            else:
+                put_element(<element> x[i * x_step + j], row + j * inner_stride, swapped)
+
+
+cdef void store(Element element_kind, bint swapped, const real *x, Py_ssize_t x_step, Py_ssize_t outer,
+                Py_ssize_t inner, char *data, Py_ssize_t outer_stride, Py_ssize_t inner_stride) noexcept nogil:
+    if element_kind == FLOAT16:
+        store_as(True, <uint16_t> 0, swapped, x, x_step, outer, inner, data, outer_stride, inner_stride)
+    elif element_kind == FLOAT32:
+        store_as(False, <float> 0, swapped, x, x_step, outer, inner, data, outer_stride, inner_stride)
+    else:
+        store_as(False, <double> 0, swapped, x, x_step, outer, inner, data, outer_stride, inner_stride)
+
+

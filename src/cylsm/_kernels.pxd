@@ -1,0 +1,104 @@
+# What crosses between the driver and the kernels: one C signature a kernel, and what it may assume.
+#
+# A kernel sees a rectangle of `rows` by `classes` numbers of one dtype ("real": float or double; a table holds the
+# kernels of one dtype with the element type erased). In `*_rows` kernels a row's classes lie side by side and `step`
+# elements lead from one row to the next. In `*_strip` kernels the rows lie side by side ("lanes") and `step` elements
+# lead from one class to the next.
+#
+# Assumed, and asserted in builds with asserts on: pointers are aligned for their dtype; rows >= 1; classes >= 1;
+# `*_rows` kernels: classes >= SHORTEST_ROW; few_rows: classes <= FEW_CLASSES. `out` and `exps` either are the memory
+# of an input exactly, with the same step, or do not overlap it.
+
+cdef enum:
+    SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
+    FEW_CLASSES = 24      # up to here rows are transposed in groups, so that the lanes of a vector are rows
+    TILE_BYTES = 16384    # a longer row is cut into tiles of this size; a third of the smallest L1 in use
+    GROUP = 64            # rows that few_rows transposes together; a power of 4
+
+cdef enum Operation:
+    LOGSUMEXP             # finish only
+    LOGSUMEXP_WEIGHTED    # the sum's terms are multiplied by y; log_sum is of its magnitude, scale its sign
+    LOG_SOFTMAX           # (x - top) - log_sum
+    SOFTMAX               # factor * exp(x - top) / sum; reduce keeps the exps
+    LOG_SOFTMAX_BACKWARD  # x - exp(y) * sum(x)
+    SOFTMAX_BACKWARD      # y * (x - sum(x * y))
+    MIXTURE_COST          # after LOGSUMEXP, reduce only: mass = sum(y), cost = sum(y * (top - x))
+    MIXTURE               # after that, apply only: factor * (mass * softmax(x) - y)
+
+# How the elements of an array are held.
+cdef enum Element:
+    BOOL
+    INT8
+    INT16
+    INT32
+    INT64
+    UINT8
+    UINT16
+    UINT32
+    UINT64
+    FLOAT16
+    FLOAT32
+    FLOAT64
+
+# A row's running reduction and what follows from it: arrays of real with one entry a row (of each tile).
+cdef struct RowState:
+    void *top        # the largest element that is not nan; -inf where there is none
+    void *ties       # how many equal it, or the sum of their weights
+    void *rest       # sum of exp(x - top) over the others; for the backward operations the sum itself
+    void *carry      # what rest's rounding lost
+    void *log_sum    # log(ties + rest)
+    void *scale      # factor / (ties + rest); for the backward operations the sum
+    void *mass
+    void *cost
+
+# Fills entries first .. first + rows of the state; `exps`, if not NULL, receives exp(x - top).
+ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
+                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                               void *exps, Py_ssize_t exps_step) noexcept nogil
+# Folds the entries of `tiles` tiles (tile t of row r at t * rows + r), in order, into entries first .. first + rows.
+ctypedef void (*merge_kernel)(int operation, const RowState *state, void *tops, Py_ssize_t rows, Py_ssize_t tiles,
+                              Py_ssize_t first) noexcept nogil
+# Sets log_sum and scale of entries first .. first + rows; a NULL factor is 1.
+ctypedef void (*finish_kernel)(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
+                               const void *factor) noexcept nogil
+# Sets every tile's scale from its row's, so that exps taken relative to a tile's own top can be used as they are.
+ctypedef void (*spread_kernel)(const void *tops, void *scales, Py_ssize_t rows, Py_ssize_t tiles,
+                               Py_ssize_t first) noexcept nogil
+# Writes the result. SOFTMAX: where `kept`, x holds the exps that reduce has kept.
+ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_t x_step, const void *y,
+                              Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
+                              Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step,
+                              bint stream) noexcept nogil
+# reduce, finish and apply of short rows; `scratch` holds 3 * GROUP * FEW_CLASSES reals. out may be NULL.
+ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
+                            Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
+                            void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
+# Converts elements of any kind, with any strides (bytes) and alignment: out[i * out_step + j], j < inner.
+ctypedef void (*load_kernel)(Element element, bint swapped, const char *data, Py_ssize_t outer_stride,
+                             Py_ssize_t inner_stride, Py_ssize_t outer, Py_ssize_t inner, void *out,
+                             Py_ssize_t out_step) noexcept nogil
+# The way back, to FLOAT16, FLOAT32 or FLOAT64.
+ctypedef void (*store_kernel)(Element element, bint swapped, const void *x, Py_ssize_t x_step, Py_ssize_t outer,
+                              Py_ssize_t inner, char *data, Py_ssize_t outer_stride,
+                              Py_ssize_t inner_stride) noexcept nogil
+# out[i] = exp(x[i]) for x <= 0, and out[i] = log(x[i] + y[i]) for x >= 1, y >= 0: for tests of the primitives.
+ctypedef void (*exp_kernel)(const void *x, void *out, Py_ssize_t n) noexcept nogil
+ctypedef void (*log_kernel)(const void *x, const void *y, void *out, Py_ssize_t n) noexcept nogil
+
+cdef struct Kernels:
+    reduce_kernel reduce_rows
+    reduce_kernel reduce_strip
+    merge_kernel merge
+    finish_kernel finish
+    spread_kernel spread
+    apply_kernel apply_rows
+    apply_kernel apply_strip
+    few_kernel few_rows
+    load_kernel load
+    store_kernel store
+    exp_kernel exp_of
+    log_kernel log_of
+
+cdef struct KernelTable:
+    Kernels of_float
+    Kernels of_double

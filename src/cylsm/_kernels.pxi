@@ -1,0 +1,1012 @@
+# The kernels, one body each, fused over float and double and compiled once per instruction set.
+#
+# (a) The compiler vectorises; the loops are written for it. A sum or a maximum over a row is kept in lane arrays (one
+#     64-byte vector's worth: LANES), since a scalar reduction may not be reordered and so is not vectorised. Results
+#     pass through small local arrays where `out` may be an input: the compiler cannot know that they do not overlap.
+# (b) The largest element is separated: sum = ties + rest, where `ties` counts the elements equal to it. So the loss
+#     of a confident row, log1p(rest), keeps all its digits, and no row needs a special case: in a row with +inf the
+#     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan, which the maximum skips,
+#     reaches rest through exp.
+# (c) Sums are compensated (Kahan; four terms are added as a tree first). The pair (rest, carry) is used in full by
+#     the logarithm.
+# (d) The end of a row that is no multiple of LANES is read as one overlapping vector whose known lanes are masked. It
+#     is copied before anything is stored, since `out` may be the input.
+# (e) Never x - lse: (x - top) - log_sum, both terms of one sign.
+
+from libc.float cimport DBL_MAX, FLT_MAX
+from libc.math cimport INFINITY, NAN, exp as libm_exp, fabs, log as libm_log, log1p
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from cpython.pycapsule cimport PyCapsule_New
+
+from cylsm._kernels cimport (
+    BOOL,
+    FEW_CLASSES,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    GROUP,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    LOG_SOFTMAX,
+    LOG_SOFTMAX_BACKWARD,
+    LOGSUMEXP,
+    LOGSUMEXP_WEIGHTED,
+    MIXTURE,
+    MIXTURE_COST,
+    SHORTEST_ROW,
+    SOFTMAX,
+    SOFTMAX_BACKWARD,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+    Element,
+    KernelTable,
+    RowState,
+    apply_kernel,
+    exp_kernel,
+    few_kernel,
+    finish_kernel,
+    load_kernel,
+    log_kernel,
+    merge_kernel,
+    reduce_kernel,
+    spread_kernel,
+    store_kernel,
+)
+
+cdef extern from "_native.h" nogil:
+    const bint CYLSM_FMA
+    void cylsm_require(bint condition)
+    uint32_t bits_of_float(float x)
+    uint64_t bits_of_double(double x)
+    float float_of_bits(uint32_t bits)
+    double double_of_bits(uint64_t bits)
+    void stream_lines(void *to, const void *source, Py_ssize_t lines)
+
+ctypedef fused real:
+    float
+    double
+
+cdef enum:
+    MOST_LANES = 16           # LANES of float; stack arrays have room for either dtype
+    BATCH = 16                # rows whose lanes are folded together
+    STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
+
+
+# ---- exp and log -----------------------------------------------------------------------------------------------
+
+cdef inline real exp_mantissa(real x, real *shifted) noexcept nogil:
+    """exp(x) / 2**n with n = round(x / ln 2); the lowest bits of `shifted` are those of n plus the exponent's bias."""
+    cdef real n, r, p
+    if real is float:
+        shifted[0] = x * <float> 1.4426950408889634 + <float> 12583039.0
+        n = shifted[0] - <float> 12583039.0
+        r = x - n * <float> 0.693145751953125
+        r = r - n * <float> 1.4286068203094173e-06
+        p = <float> 0.0013814540579915047
+        p = p * r + <float> 0.00836874544620514
+        p = p * r + <float> 0.04166838899254799
+        p = p * r + <float> 0.1666652113199234
+        p = p * r + <float> 0.4999999403953552
+    else:
+        shifted[0] = x * 1.4426950408889634 + 6755399441056767.0
+        n = shifted[0] - 6755399441056767.0
+        r = x - n * 6.93147180369123816490e-01
+        r = r - n * 1.90821492927058770002e-10
+        p = 2.500001885308334e-08
+        p = p * r + 2.7630306255647857e-07
+        p = p * r + 2.755758680384707e-06
+        p = p * r + 2.480149294961707e-05
+        p = p * r + 0.00019841269505773806
+        p = p * r + 0.0013888888943759984
+        p = p * r + 0.008333333333494976
+        p = p * r + 0.041666666666529725
+        p = p * r + 0.1666666666666641
+        p = p * r + 0.5000000000000011
+    p = p * r + <real> 1.0
+    return p * r + <real> 1.0
+
+
+cdef inline real exp_of_gap(real x) noexcept nogil:
+    """exp(x) for x not above 0 (or nan); exactly 0 below the smallest normal number's logarithm."""
+    cdef real shifted, p
+    if real is float:
+        x = <float> -88.2 if x < <float> -88.2 else x
+        p = exp_mantissa(x, &shifted)
+        return p * float_of_bits(bits_of_float(shifted) << 23)
+    else:
+        x = -708.9 if x < -708.9 else x
+        p = exp_mantissa(x, &shifted)
+        return p * double_of_bits(bits_of_double(shifted) << 52)
+
+
+cdef inline real exp_of_any(real x) noexcept nogil:
+    """exp(x) for any x; the power of two in two factors, since the largest one overflows alone."""
+    cdef real shifted, p
+    cdef uint32_t biased_float
+    cdef uint64_t biased
+    if real is float:
+        x = <float> 89.0 if x > <float> 89.0 else x
+        p = exp_mantissa(<float> -88.2 if x < <float> -88.2 else x, &shifted)
+        biased_float = bits_of_float(shifted) & <uint32_t> 0xff
+        p = p * float_of_bits(((biased_float >> 1) + <uint32_t> 64) << 23)
+        p = p * float_of_bits((biased_float - (biased_float >> 1) + <uint32_t> 63) << 23)
+        return <float> 0.0 if x < <float> -88.0 else p
+    else:
+        x = 710.0 if x > 710.0 else x
+        p = exp_mantissa(-708.9 if x < -708.9 else x, &shifted)
+        biased = bits_of_double(shifted) & <uint64_t> 0x7ff
+        p = p * double_of_bits(((biased >> 1) + <uint64_t> 512) << 52)
+        p = p * double_of_bits((biased - (biased >> 1) + <uint64_t> 511) << 52)
+        return 0.0 if x < -708.5 else p
+
+
+cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
+    """What the rounding of s = a + b lost (Knuth's TwoSum)."""
+    cdef real v = s - a
+    return (a - (s - v)) + (b - v)
+
+
+cdef inline real reciprocal_of_sum(real a, real b, real carry) noexcept nogil:
+    cdef real s = a + b
+    cdef real c = lost_in_sum(a, b, s) + carry
+    cdef real inverse = <real> 1.0 / s
+    return inverse - inverse * (c * inverse)
+
+
+cdef inline real log_of_sum(real a, real b, real carry) noexcept nogil:
+    """log(a + b + carry) for a sum of at least 1, with full relative accuracy where the sum is close to 1.
+
+    With s = a + b rounded and c what the rounding lost, log(s) + c / s. s = 2**k * (1 + f), and log(1 + f) is
+    2 atanh(t) with t = f / (2 + f), as the series t + t**3 * R(t**2).
+    """
+    cdef real s = a + b
+    cdef real c = lost_in_sum(a, b, s) + carry
+    cdef real k, f, t, z, series, half_square, low
+    if real is float:
+        k = float_of_bits(((bits_of_float(s) - <uint32_t> 0x3f3504f3) >> 23) + <uint32_t> 0x4b400000) - <float> 12582912.0
+        f = float_of_bits(((bits_of_float(s) - <uint32_t> 0x3f3504f3) & <uint32_t> 0x7fffff) + <uint32_t> 0x3f3504f3) - <float> 1.0
+    else:
+        k = double_of_bits(((bits_of_double(s) - <uint64_t> 0x3fe6a09e667f3bcd) >> 52) + <uint64_t> 0x4338000000000000) - 6755399441055744.0
+        f = double_of_bits(((bits_of_double(s) - <uint64_t> 0x3fe6a09e667f3bcd) & <uint64_t> 0xfffffffffffff) + <uint64_t> 0x3fe6a09e667f3bcd) - 1.0
+    t = f / (<real> 2.0 + f)
+    z = t * t
+    if real is float:
+        series = <float> 0.298730731010437
+        series = series * z + <float> 0.399774968624115
+        series = series * z + <float> 0.6666677594184875
+        low = k * <float> 1.4286068203094173e-06 + c / s
+    else:
+        series = 0.1479750793138197
+        series = series * z + 0.15313903213156663
+        series = series * z + 0.18183569741670932
+        series = series * z + 0.22222198475936597
+        series = series * z + 0.28571428743263344
+        series = series * z + 0.3999999999941109
+        series = series * z + 0.6666666666666735
+        low = k * 1.90821492927058770002e-10 + c / s
+    half_square = <real> 0.5 * f * f
+    low = low + t * (half_square + z * series)
+    if real is float:
+        return k * <float> 0.693145751953125 + (f - (half_square - low))
+    else:
+        return k * 6.93147180369123816490e-01 + (f - (half_square - low))
+
+
+# ---- lanes -----------------------------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t lanes_of(const real *x) noexcept nogil:
+    return 64 // <Py_ssize_t> sizeof(real)
+
+
+cdef inline real lowest(const real *x) noexcept nogil:
+    """Where a maximum starts: finite, so that -inf less the top of a row (or tile) of -inf is -inf, not nan."""
+    if real is float:
+        return <real> -FLT_MAX
+    else:
+        return <real> -DBL_MAX
+
+
+cdef inline real larger(real x, real top) noexcept nogil:
+    """The larger one; top where x is nan."""
+    return x if x > top else top
+
+
+cdef inline void add_term(bint guarded, real term, real *total, real *carry) noexcept nogil:
+    """Kahan's addition. Guarded, an infinite sum stays infinite."""
+    cdef real y = term + carry[0]
+    cdef real s = total[0] + y
+    cdef real lost = y - (s - total[0])
+    if guarded:
+        lost = lost if lost - lost == 0 else <real> 0.0
+    carry[0] = lost
+    total[0] = s
+
+
+cdef inline real term_of(int operation, real x, real y, real top, real e) noexcept nogil:
+    """What one element adds to `rest`."""
+    if operation == LOG_SOFTMAX_BACKWARD:
+        return x
+    elif operation == SOFTMAX_BACKWARD:
+        return x * y
+    elif operation == LOGSUMEXP_WEIGHTED:
+        return <real> 0.0 if x == top else e * y
+    else:
+        return <real> 0.0 if x == top else e
+
+
+cdef inline real tie_of(int operation, real x, real y, real top) noexcept nogil:
+    """What one element adds to `ties`."""
+    if operation == LOGSUMEXP_WEIGHTED:
+        return y if x == top else <real> 0.0
+    else:
+        return <real> 1.0 if x == top else <real> 0.0
+
+
+cdef inline real seen(int operation, real x, real y) noexcept nogil:
+    """The element as reduce sees it: without weight it counts as -inf, whatever it holds."""
+    if operation == LOGSUMEXP_WEIGHTED:
+        return <real> -INFINITY if y == 0 else x
+    return x
+
+
+cdef inline bint is_backward(int operation) noexcept nogil:
+    return operation == LOG_SOFTMAX_BACKWARD or operation == SOFTMAX_BACKWARD
+
+
+cdef inline bint reads_y(int operation) noexcept nogil:
+    return operation == SOFTMAX_BACKWARD or operation == LOGSUMEXP_WEIGHTED
+
+
+cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+                           Py_ssize_t y_step, Py_ssize_t classes, real *top) noexcept nogil:
+    """Raises top[j] to the largest of x[c * x_step + j]."""
+    cdef Py_ssize_t c, j
+    for c in range(classes):
+        for j in range(width):
+            if operation == LOGSUMEXP_WEIGHTED:
+                top[j] = larger(seen(operation, x[c * x_step + j], y[c * y_step + j]), top[j])
+            else:
+                top[j] = larger(x[c * x_step + j], top[j])
+
+
+cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                           const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *top, real *ties,
+                           real *total, real *carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
+    """Adds every element's term and tie to its lane's, four classes a sweep."""
+    cdef Py_ssize_t c, j, k
+    cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3
+    cdef real kept[4 * STRIP]
+    cdef bint backward = is_backward(operation)
+    e0 = e1 = e2 = e3 = w0 = w1 = w2 = w3 = 0
+    for c in range(0, classes - 3, 4):
+        for j in range(width):
+            if reads_y(operation):
+                w0 = y[c * y_step + j]
+                w1 = y[(c + 1) * y_step + j]
+                w2 = y[(c + 2) * y_step + j]
+                w3 = y[(c + 3) * y_step + j]
+            v0 = seen(operation, x[c * x_step + j], w0)
+            v1 = seen(operation, x[(c + 1) * x_step + j], w1)
+            v2 = seen(operation, x[(c + 2) * x_step + j], w2)
+            v3 = seen(operation, x[(c + 3) * x_step + j], w3)
+            if not backward:
+                e0 = exp_of_gap(v0 - top[j])
+                e1 = exp_of_gap(v1 - top[j])
+                e2 = exp_of_gap(v2 - top[j])
+                e3 = exp_of_gap(v3 - top[j])
+                ties[j] += ((tie_of(operation, v0, w0, top[j]) + tie_of(operation, v1, w1, top[j]))
+                            + (tie_of(operation, v2, w2, top[j]) + tie_of(operation, v3, w3, top[j])))
+            if keep:
+                kept[j] = e0
+                kept[width + j] = e1
+                kept[2 * width + j] = e2
+                kept[3 * width + j] = e3
+            add_term(backward,
+                     (term_of(operation, v0, w0, top[j], e0) + term_of(operation, v1, w1, top[j], e1))
+                     + (term_of(operation, v2, w2, top[j], e2) + term_of(operation, v3, w3, top[j], e3)),
+                     &total[j], &carry[j])
+        if keep:
+            for k in range(4):
+                for j in range(width):
+                    exps[(c + k) * exps_step + j] = kept[k * width + j]
+    for c in range(classes - classes % 4, classes):
+        for j in range(width):
+            if reads_y(operation):
+                w0 = y[c * y_step + j]
+            v0 = seen(operation, x[c * x_step + j], w0)
+            if not backward:
+                e0 = exp_of_gap(v0 - top[j])
+                ties[j] += tie_of(operation, v0, w0, top[j])
+            if keep:
+                kept[j] = e0
+            add_term(backward, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
+        if keep:
+            for j in range(width):
+                exps[c * exps_step + j] = kept[j]
+
+
+cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                            Py_ssize_t classes, const real *top, real *mass, real *mass_carry, real *cost,
+                            real *cost_carry) noexcept nogil:
+    """Adds y to its lane's mass and y * (top - x) to its cost; a class of probability 0 adds 0 where x is -inf."""
+    cdef Py_ssize_t c, j
+    cdef real gap, p
+    for c in range(classes):
+        for j in range(width):
+            p = y[c * y_step + j]
+            gap = top[j] - x[c * x_step + j]
+            gap = <real> 0.0 if p == 0 and gap == <real> INFINITY else p * gap
+            add_term(True, p, &mass[j], &mass_carry[j])
+            add_term(True, gap, &cost[j], &cost_carry[j])
+
+
+cdef inline real applied(int operation, bint kept, real x, real y, real top, real low, real mass, real others,
+                         real factor) noexcept nogil:
+    """One element of the result. `low` is log_sum or scale; `others` the probability of all but one of the ties."""
+    if operation == LOG_SOFTMAX:
+        return (x - top) - low
+    elif operation == SOFTMAX:
+        return x * low if kept else exp_of_gap(x - top) * low
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        return x - exp_of_any(y) * low
+    elif operation == SOFTMAX_BACKWARD:
+        return y * (x - low)
+    else:
+        # mass * p - y would cancel where p is near 1: there p is 1 - others.
+        return factor * ((mass - y) - mass * others if x == top else mass * (exp_of_gap(x - top) * low) - y)
+
+
+cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                             const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *top, const real *low,
+                             const real *mass, const real *others, const real *factor, real *out,
+                             Py_ssize_t out_step) noexcept nogil:
+    cdef Py_ssize_t c, j
+    cdef real y_here = 0
+    cdef real line[STRIP]
+    for c in range(classes):
+        for j in range(width):
+            if operation != LOG_SOFTMAX and operation != SOFTMAX:
+                y_here = y[c * y_step + j]
+            line[j] = applied(operation, kept, x[c * x_step + j], y_here, top[j], low[j], mass[j], others[j], factor[j])
+        for j in range(width):
+            out[c * out_step + j] = line[j]
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------
+
+cdef inline void fold_max(real *lanes, Py_ssize_t rows) noexcept nogil:
+    """Row r's LANES lanes become lanes[r]."""
+    cdef Py_ssize_t i, n = rows * lanes_of(lanes)
+    cdef real pairs[BATCH * MOST_LANES]
+    while n > rows:
+        n = n // 2
+        for i in range(n):
+            pairs[i] = larger(lanes[2 * i], lanes[2 * i + 1])
+        for i in range(n):
+            lanes[i] = pairs[i]
+
+
+cdef inline void fold_sum(real *total, real *carry, Py_ssize_t rows) noexcept nogil:
+    """The same with sums, whose rounding goes to carry; without carry, for sums of integers."""
+    cdef Py_ssize_t i, n = rows * lanes_of(total)
+    cdef real a, b, s, lost_here
+    cdef real sums[BATCH * MOST_LANES]
+    cdef real lost[BATCH * MOST_LANES]
+    while n > rows:
+        n = n // 2
+        for i in range(n):
+            a = total[2 * i]
+            b = total[2 * i + 1]
+            s = a + b
+            sums[i] = s
+            if carry != NULL:
+                lost_here = lost_in_sum(a, b, s)
+                lost[i] = (carry[2 * i] + carry[2 * i + 1]) + (lost_here if lost_here - lost_here == 0 else <real> 0.0)
+        for i in range(n):
+            total[i] = sums[i]
+            if carry != NULL:
+                carry[i] = lost[i]
+
+
+cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t classes, real *top) noexcept nogil:
+    """The lanes of one row's maximum."""
+    cdef Py_ssize_t j, i = classes - classes % (4 * lanes_of(x)), lanes = lanes_of(x)
+    cdef real wide[4 * MOST_LANES]
+    for j in range(4 * lanes):
+        wide[j] = lowest(x)
+    lanes_max(operation, 4 * lanes, x, 4 * lanes, y, 4 * lanes, classes // (4 * lanes), wide)
+    lanes_max(operation, lanes, x + i, lanes, y + i, lanes, (classes - i) // lanes, wide)
+    lanes_max(operation, lanes, x + classes - lanes, lanes, y + classes - lanes, lanes, 1, wide)
+    for j in range(2 * lanes):
+        wide[j] = larger(wide[2 * lanes + j], wide[j])
+    for j in range(lanes):
+        top[j] = larger(wide[lanes + j], wide[j])
+
+
+cdef inline void row_sum(int operation, bint keep, const real *x, const real *y, Py_ssize_t classes, real top,
+                         real *ties, real *total, real *carry, real *exps) noexcept nogil:
+    """The lanes of one row's sums."""
+    cdef Py_ssize_t j, lanes = lanes_of(x)
+    cdef Py_ssize_t whole = classes - classes % lanes, known = lanes - classes % lanes
+    cdef real tops[MOST_LANES]
+    cdef real last_x[MOST_LANES]
+    cdef real last_y[MOST_LANES]
+    cdef real last_exps[MOST_LANES]
+    cdef real e = 0
+    for j in range(lanes):
+        tops[j] = top
+        ties[j] = 0
+        total[j] = 0
+        carry[j] = 0
+    if whole < classes:
+        for j in range(lanes):
+            last_x[j] = x[classes - lanes + j]
+            last_y[j] = y[classes - lanes + j] if reads_y(operation) else <real> 0.0
+    lanes_sum(operation, keep, lanes, x, lanes, y, lanes, whole // lanes, tops, ties, total, carry, exps, lanes)
+    if whole < classes:
+        for j in range(lanes):
+            last_x[j] = seen(operation, last_x[j], last_y[j])
+            if not is_backward(operation):
+                e = exp_of_gap(last_x[j] - top)
+                ties[j] += <real> 0.0 if j < known else tie_of(operation, last_x[j], last_y[j], top)
+            last_exps[j] = e
+            add_term(is_backward(operation),
+                     <real> 0.0 if j < known else term_of(operation, last_x[j], last_y[j], top, e),
+                     &total[j], &carry[j])
+        if keep:
+            for j in range(lanes):
+                exps[classes - lanes + j] = last_exps[j]
+
+
+cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
+                              Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
+                              Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
+    cdef Py_ssize_t r, lanes = lanes_of(x)
+    cdef real tops[BATCH * MOST_LANES]
+    cdef real ties[BATCH * MOST_LANES]
+    cdef real total[BATCH * MOST_LANES]
+    cdef real carry[BATCH * MOST_LANES]
+    if is_backward(operation):
+        for r in range(rows):
+            tops[r] = 0
+    else:
+        for r in range(rows):
+            row_max(operation, x + r * x_step, y + r * y_step, classes, tops + r * lanes)
+        fold_max(tops, rows)
+    for r in range(rows):
+        row_sum(operation, keep, x + r * x_step, y + r * y_step, classes, tops[r], ties + r * lanes,
+                total + r * lanes, carry + r * lanes, exps + r * exps_step)
+    fold_sum(total, carry, rows)
+    fold_sum(ties, NULL, rows)
+    for r in range(rows):
+        (<real *> state.top)[first + r] = tops[r]
+        (<real *> state.ties)[first + r] = ties[r]
+        (<real *> state.rest)[first + r] = total[r]
+        (<real *> state.carry)[first + r] = carry[r]
+
+
+cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                            Py_ssize_t classes, const RowState *state, Py_ssize_t first) noexcept nogil:
+    cdef Py_ssize_t r, j, lanes = lanes_of(x)
+    cdef Py_ssize_t whole = classes - classes % lanes, known = lanes - classes % lanes
+    cdef real tops[MOST_LANES]
+    cdef real last_x[MOST_LANES]
+    cdef real last_y[MOST_LANES]
+    cdef real mass[BATCH * MOST_LANES]
+    cdef real mass_carry[BATCH * MOST_LANES]
+    cdef real cost[BATCH * MOST_LANES]
+    cdef real cost_carry[BATCH * MOST_LANES]
+    for j in range(rows * lanes):
+        mass[j] = mass_carry[j] = cost[j] = cost_carry[j] = 0
+    for r in range(rows):
+        for j in range(lanes):
+            tops[j] = (<const real *> state.top)[first + r]
+            last_x[j] = tops[j] if j < known else x[r * x_step + classes - lanes + j]
+            last_y[j] = <real> 0.0 if j < known else y[r * y_step + classes - lanes + j]
+        lanes_cost(lanes, x + r * x_step, lanes, y + r * y_step, lanes, whole // lanes, tops, mass + r * lanes,
+                   mass_carry + r * lanes, cost + r * lanes, cost_carry + r * lanes)
+        if whole < classes:
+            lanes_cost(lanes, last_x, lanes, last_y, lanes, 1, tops, mass + r * lanes, mass_carry + r * lanes,
+                       cost + r * lanes, cost_carry + r * lanes)
+    fold_sum(mass, mass_carry, rows)
+    fold_sum(cost, cost_carry, rows)
+    for r in range(rows):
+        (<real *> state.mass)[first + r] = mass[r] + mass_carry[r]
+        (<real *> state.cost)[first + r] = cost[r] + cost_carry[r]
+
+
+cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
+                      Py_ssize_t exps_step) noexcept nogil:
+    cdef Py_ssize_t b, r, n
+    cylsm_require(classes >= SHORTEST_ROW)
+    for b in range((rows + BATCH - 1) // BATCH):
+        r = b * BATCH
+        n = min(rows - r, <Py_ssize_t> BATCH)
+        if operation == SOFTMAX:
+            reduce_batch(SOFTMAX, True, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
+                         exps + r * exps_step, exps_step)
+        elif operation == LOG_SOFTMAX_BACKWARD:
+            reduce_batch(LOG_SOFTMAX_BACKWARD, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r, exps, 0)
+        elif operation == SOFTMAX_BACKWARD:
+            reduce_batch(SOFTMAX_BACKWARD, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
+                         first + r, exps, 0)
+        elif operation == LOGSUMEXP_WEIGHTED:
+            reduce_batch(LOGSUMEXP_WEIGHTED, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
+                         first + r, exps, 0)
+        elif operation == MIXTURE_COST:
+            cost_batch(x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, first + r)
+        else:
+            reduce_batch(LOGSUMEXP, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r, exps, 0)
+
+
+cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, real top,
+                           real low, real mass, real others, real factor, real *out, bint stream) noexcept nogil:
+    """One row of the result; streamed, its whole 64-byte lines go around the caches."""
+    cdef Py_ssize_t i, j, lanes = lanes_of(x)
+    cdef real line[4 * MOST_LANES]
+    cdef real last[MOST_LANES]
+    for j in range(lanes):
+        i = classes - lanes + j
+        last[j] = applied(operation, kept, x[i], y[i], top, low, mass, others, factor)
+    i = 0
+    if stream:
+        for j in range(lanes):
+            line[j] = applied(operation, kept, x[j], y[j], top, low, mass, others, factor)
+        for j in range(lanes):
+            out[j] = line[j]
+        i = lanes - <Py_ssize_t> ((<size_t> out % 64) // sizeof(real))
+        while i + 4 * lanes <= classes:
+            for j in range(4 * lanes):
+                line[j] = applied(operation, kept, x[i + j], y[i + j], top, low, mass, others, factor)
+            stream_lines(out + i, line, 4)
+            i += 4 * lanes
+    else:
+        while i + 4 * lanes <= classes:
+            for j in range(4 * lanes):
+                line[j] = applied(operation, kept, x[i + j], y[i + j], top, low, mass, others, factor)
+            for j in range(4 * lanes):
+                out[i + j] = line[j]
+            i += 4 * lanes
+    while i + lanes <= classes:
+        for j in range(lanes):
+            line[j] = applied(operation, kept, x[i + j], y[i + j], top, low, mass, others, factor)
+        for j in range(lanes):
+            out[i + j] = line[j]
+        i += lanes
+    for j in range(lanes):
+        out[classes - lanes + j] = last[j]
+
+
+cdef inline real probability_of_others(const RowState *state, Py_ssize_t row, real scale) noexcept nogil:
+    return ((<const real *> state.ties)[row] - 1 + (<const real *> state.rest)[row]) * scale
+
+
+cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y,
+                            Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
+                            Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
+                            bint stream) noexcept nogil:
+    cdef Py_ssize_t r
+    cdef real scale, low, mass = 0, others = 0, row_factor = 1
+    for r in range(rows):
+        scale = (<const real *> state.scale)[first + r]
+        low = (<const real *> state.log_sum)[first + r] if operation == LOG_SOFTMAX else scale
+        if operation == MIXTURE:
+            mass = (<const real *> state.mass)[first + r]
+            others = probability_of_others(state, first + r, scale)
+            row_factor = factor[r]
+        apply_row(operation, kept, x + r * x_step, y + r * y_step, classes, (<const real *> state.top)[first + r],
+                  low, mass, others, row_factor, out + r * out_step, stream)
+
+
+cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                     Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                     const real *factor, real *out, Py_ssize_t out_step, bint stream) noexcept nogil:
+    cylsm_require(classes >= SHORTEST_ROW)
+    if operation == LOG_SOFTMAX:
+        apply_each(LOG_SOFTMAX, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+    elif operation == SOFTMAX and kept:
+        apply_each(SOFTMAX, True, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+    elif operation == SOFTMAX:
+        apply_each(SOFTMAX, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        apply_each(LOG_SOFTMAX_BACKWARD, False, x, x_step, y, y_step, rows, classes, state, first, factor, out,
+                   out_step, stream)
+    elif operation == SOFTMAX_BACKWARD:
+        apply_each(SOFTMAX_BACKWARD, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
+                   stream)
+    else:
+        apply_each(MIXTURE, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, stream)
+
+
+# ---- strips ----------------------------------------------------------------------------------------------------
+
+cdef inline void reduce_lanes(int operation, bint keep, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
+                              Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
+    """Reduces up to STRIP lanes."""
+    cdef Py_ssize_t j
+    cdef real top[STRIP]
+    cdef real ties[STRIP]
+    cdef real total[STRIP]
+    cdef real carry[STRIP]
+    for j in range(width):
+        top[j] = lowest(x)
+        ties[j] = 0
+        total[j] = 0
+        carry[j] = 0
+    if not is_backward(operation):
+        lanes_max(operation, width, x, x_step, y, y_step, classes, top)
+    lanes_sum(operation, keep, width, x, x_step, y, y_step, classes, top, ties, total, carry, exps, exps_step)
+    for j in range(width):
+        (<real *> state.top)[first + j] = top[j]
+        (<real *> state.ties)[first + j] = ties[j]
+        (<real *> state.rest)[first + j] = total[j]
+        (<real *> state.carry)[first + j] = carry[j]
+
+
+cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                            Py_ssize_t classes, const RowState *state, Py_ssize_t first) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real top[STRIP]
+    cdef real mass[STRIP]
+    cdef real mass_carry[STRIP]
+    cdef real cost[STRIP]
+    cdef real cost_carry[STRIP]
+    for j in range(width):
+        top[j] = (<const real *> state.top)[first + j]
+        mass[j] = mass_carry[j] = cost[j] = cost_carry[j] = 0
+    lanes_cost(width, x, x_step, y, y_step, classes, top, mass, mass_carry, cost, cost_carry)
+    for j in range(width):
+        (<real *> state.mass)[first + j] = mass[j] + mass_carry[j]
+        (<real *> state.cost)[first + j] = cost[j] + cost_carry[j]
+
+
+cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                             const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
+    """apply_lanes with what it needs of the state, for up to STRIP lanes."""
+    cdef Py_ssize_t j
+    cdef real top[STRIP]
+    cdef real low[STRIP]
+    cdef real mass[STRIP]
+    cdef real others[STRIP]
+    cdef real factors[STRIP]
+    for j in range(width):
+        top[j] = (<const real *> state.top)[first + j]
+    if operation == LOG_SOFTMAX:
+        for j in range(width):
+            low[j] = (<const real *> state.log_sum)[first + j]
+    else:
+        for j in range(width):
+            low[j] = (<const real *> state.scale)[first + j]
+    if operation == MIXTURE:
+        for j in range(width):
+            mass[j] = (<const real *> state.mass)[first + j]
+            others[j] = probability_of_others(state, first + j, low[j])
+            factors[j] = factor[j]
+    apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, top, low, mass, others, factors, out, out_step)
+
+
+cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+                              Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                              real *exps, Py_ssize_t exps_step) noexcept nogil:
+    """reduce_lanes of the operation at hand; where width is a constant, so is the trip count of every loop."""
+    if operation == SOFTMAX:
+        reduce_lanes(SOFTMAX, True, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, width, x, x_step, x, 0, classes, state, first, exps, 0)
+    elif operation == SOFTMAX_BACKWARD:
+        reduce_lanes(SOFTMAX_BACKWARD, False, width, x, x_step, y, y_step, classes, state, first, exps, 0)
+    elif operation == LOGSUMEXP_WEIGHTED:
+        reduce_lanes(LOGSUMEXP_WEIGHTED, False, width, x, x_step, y, y_step, classes, state, first, exps, 0)
+    elif operation == MIXTURE_COST:
+        cost_lanes(width, x, x_step, y, y_step, classes, state, first)
+    else:
+        reduce_lanes(LOGSUMEXP, False, width, x, x_step, x, 0, classes, state, first, exps, 0)
+
+
+cdef inline void apply_width(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                             const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
+    if operation == LOG_SOFTMAX:
+        apply_state(LOG_SOFTMAX, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+    elif operation == SOFTMAX and kept:
+        apply_state(SOFTMAX, True, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+    elif operation == SOFTMAX:
+        apply_state(SOFTMAX, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        apply_state(LOG_SOFTMAX_BACKWARD, False, width, x, x_step, y, y_step, classes, state, first, factor, out,
+                    out_step)
+    elif operation == SOFTMAX_BACKWARD:
+        apply_state(SOFTMAX_BACKWARD, False, width, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+    else:
+        apply_state(MIXTURE, False, width, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+
+
+cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                       Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
+                       Py_ssize_t exps_step) noexcept nogil:
+    cdef Py_ssize_t b, j
+    for b in range((rows + STRIP - 1) // STRIP):
+        j = b * STRIP
+        reduce_width(operation, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
+                     first + j, exps + j, exps_step)
+
+
+cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                      const real *factor, real *out, Py_ssize_t out_step, bint stream) noexcept nogil:
+    cdef Py_ssize_t b, j
+    for b in range((rows + STRIP - 1) // STRIP):
+        j = b * STRIP
+        apply_width(operation, kept, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
+                    first + j, factor + j, out + j, out_step)
+
+
+# ---- between reduce and apply ----------------------------------------------------------------------------------
+
+cdef inline void add_double(double term, double *total, double *carry) noexcept nogil:
+    cdef double s = total[0] + term
+    cdef double lost = lost_in_sum(total[0], term, s)
+    carry[0] += lost if lost - lost == 0 else 0.0
+    total[0] = s
+
+
+cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t rows, Py_ssize_t tiles,
+                Py_ssize_t first) noexcept nogil:
+    cdef Py_ssize_t r, t, i
+    cdef double top, ties, rest, carry, other_top, other_ties, other_rest, other_carry, shrink, mass, mass_carry
+    for r in range(rows):
+        top = -DBL_MAX
+        ties = rest = carry = mass = mass_carry = 0
+        for t in range(tiles):
+            i = t * rows + r
+            if operation == MIXTURE_COST:
+                add_double((<const real *> state.cost)[i], &rest, &carry)
+                add_double((<const real *> state.mass)[i], &mass, &mass_carry)
+                continue
+            other_rest = (<const real *> state.rest)[i]
+            other_carry = (<const real *> state.carry)[i]
+            if is_backward(operation):
+                add_double(other_rest, &rest, &carry)
+                carry += other_carry
+                continue
+            other_top = tops[i]
+            other_ties = (<const real *> state.ties)[i]
+            if other_top == top:
+                ties += other_ties
+            elif other_top > top:
+                shrink = libm_exp(top - other_top)
+                other_rest, rest = rest, other_rest
+                other_carry, carry = carry, other_carry
+                other_ties, ties = ties, other_ties
+                top = other_top
+                other_rest = shrink * (other_ties + other_rest)
+                other_carry = shrink * other_carry
+            else:
+                shrink = libm_exp(other_top - top)
+                other_rest = shrink * (other_ties + other_rest)
+                other_carry = shrink * other_carry
+            add_double(other_rest, &rest, &carry)
+            carry += other_carry
+        i = first + r
+        if operation == MIXTURE_COST:
+            (<real *> state.cost)[i] = <real> (rest + carry)
+            (<real *> state.mass)[i] = <real> (mass + mass_carry)
+        else:
+            tops[i] = <real> top
+            (<real *> state.ties)[i] = <real> ties
+            (<real *> state.rest)[i] = <real> rest
+            (<real *> state.carry)[i] = <real> ((rest - <real> rest) + carry)
+
+
+cdef inline void signed_log(double ties, double rest, double *magnitude, double *sign) noexcept nogil:
+    """log of |ties + rest|, as log|ties| + log1p(rest / ties) where rest is the smaller one, and the sum's sign."""
+    cdef double total = ties + rest
+    sign[0] = <double> (total > 0) - <double> (total < 0) if total == total else total
+    if fabs(rest) < fabs(ties) and fabs(ties) < INFINITY:
+        magnitude[0] = libm_log(fabs(ties)) + log1p(rest / ties)
+    else:
+        magnitude[0] = libm_log(fabs(total))
+
+
+cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
+                 const real *factor) noexcept nogil:
+    """In blocks of local arrays, so that a vector of logarithms is taken at once."""
+    cdef Py_ssize_t g, b, j, n
+    cdef real ties[GROUP]
+    cdef real rest[GROUP]
+    cdef real carry[GROUP]
+    cdef real log_sum[GROUP]
+    cdef real scale[GROUP]
+    cdef double magnitude, sign
+    for g in range((rows + GROUP - 1) // GROUP):
+        b = first + g * GROUP
+        n = min(first + rows - b, <Py_ssize_t> GROUP)
+        for j in range(n):
+            rest[j] = (<const real *> state.rest)[b + j]
+        for j in range(n):
+            carry[j] = (<const real *> state.carry)[b + j]
+        if is_backward(operation):
+            for j in range(n):
+                (<real *> state.scale)[b + j] = rest[j] + carry[j]
+            continue
+        for j in range(n):
+            ties[j] = (<const real *> state.ties)[b + j]
+        if operation == LOGSUMEXP_WEIGHTED:
+            for j in range(n):
+                signed_log(ties[j], rest[j] + <double> carry[j], &magnitude, &sign)
+                (<real *> state.log_sum)[b + j] = <real> magnitude
+                (<real *> state.scale)[b + j] = <real> sign
+            continue
+        for j in range(n):
+            log_sum[j] = log_of_sum(ties[j], rest[j], carry[j])
+            scale[j] = reciprocal_of_sum(ties[j], rest[j], carry[j])
+        for j in range(n):
+            log_sum[j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
+            scale[j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
+        for j in range(n):
+            (<real *> state.log_sum)[b + j] = log_sum[j]
+        if operation == SOFTMAX and factor != NULL:
+            for j in range(n):
+                scale[j] = scale[j] * factor[b - first + j]
+        for j in range(n):
+            (<real *> state.scale)[b + j] = scale[j]
+
+
+cdef void spread(const real *tops, real *scales, Py_ssize_t rows, Py_ssize_t tiles, Py_ssize_t first) noexcept nogil:
+    cdef Py_ssize_t r, t
+    cdef real top, scale
+    for t in range(tiles):
+        for r in range(rows):
+            top = tops[t * rows + r]
+            scale = scales[first + r]
+            if top != tops[first + r]:
+                scale = <real> (scale * libm_exp(<double> top - tops[first + r]))
+            scales[t * rows + r] = scale
+
+
+# ---- few classes: rows are the lanes ---------------------------------------------------------------------------
+
+cdef inline void shuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
+    """Interleaves the four quarters of x; log_4(GROUP) times, this transposes GROUP rows."""
+    cdef Py_ssize_t i
+    for i in range(quarter):
+        out[4 * i] = x[i]
+        out[4 * i + 1] = x[i + quarter]
+        out[4 * i + 2] = x[i + 2 * quarter]
+        out[4 * i + 3] = x[i + 3 * quarter]
+
+
+cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(quarter):
+        out[i] = x[4 * i]
+        out[i + quarter] = x[4 * i + 1]
+        out[i + 2 * quarter] = x[4 * i + 2]
+        out[i + 3 * quarter] = x[4 * i + 3]
+
+
+cdef inline void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows,
+                                 Py_ssize_t classes, real *lanes, real *scratch) noexcept nogil:
+    """lanes[c * width + r] = x[r * x_step + c]; lanes of rows that are not there become 0."""
+    cdef Py_ssize_t r, c
+    if rows == GROUP and x_step == classes:
+        shuffle(x, lanes, GROUP // 4 * classes)
+        shuffle(lanes, scratch, GROUP // 4 * classes)
+        shuffle(scratch, lanes, GROUP // 4 * classes)
+    else:
+        for c in range(width * classes):
+            lanes[c] = 0
+        for r in range(rows):
+            for c in range(classes):
+                lanes[c * width + r] = x[r * x_step + c]
+
+
+cdef inline void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssize_t classes, real *out,
+                                 Py_ssize_t out_step, real *scratch) noexcept nogil:
+    cdef Py_ssize_t r, c
+    if rows == GROUP and out_step == classes:
+        unshuffle(lanes, scratch, GROUP // 4 * classes)
+        unshuffle(scratch, lanes, GROUP // 4 * classes)
+        unshuffle(lanes, out, GROUP // 4 * classes)
+    else:
+        for r in range(rows):
+            for c in range(classes):
+                out[r * out_step + c] = lanes[c * width + r]
+
+
+cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+                           Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
+                           Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
+                           real *scratch) noexcept nogil:
+    """Reduces, finishes and writes up to `width` rows. The state has room for `width` entries from `first`."""
+    cdef real *x_lanes = scratch
+    cdef real *y_lanes = scratch + GROUP * FEW_CLASSES
+    cdef real *other = scratch + 2 * GROUP * FEW_CLASSES
+    cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
+    lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
+    if operation != LOGSUMEXP and operation != LOG_SOFTMAX and operation != SOFTMAX:
+        lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
+    reduce_width(LOGSUMEXP if mixture else operation, width, x_lanes, width, y_lanes, width, classes, state, first,
+                 x_lanes, width)
+    if mixture:
+        reduce_width(MIXTURE_COST, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
+    finish(operation, state, first, width, factor)
+    if operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
+        apply_width(operation, True, width, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
+                    width)
+        rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
+
+
+cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                   Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
+                   real *scratch) noexcept nogil:
+    cdef Py_ssize_t g, r, n
+    cdef const real *factor_here
+    cylsm_require(classes <= FEW_CLASSES)
+    for g in range((rows + GROUP - 1) // GROUP):
+        r = g * GROUP
+        n = min(rows - r, <Py_ssize_t> GROUP)
+        factor_here = factor
+        if factor != NULL:
+            factor_here = factor + r
+        if n > MOST_LANES:
+            few_group(operation, GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
+                      factor_here, out + r * out_step, out_step, scratch)
+        else:
+            few_group(operation, MOST_LANES, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
+                      factor_here, out + r * out_step, out_step, scratch)
+
+
+include "_elements.pxi"
+
+# ---- the table -------------------------------------------------------------------------------------------------
+
+cdef void exp_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = exp_of_gap(x[i])
+
+
+cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = log_of_sum(x[i], y[i], <real> 0.0)
+
+
+cdef KernelTable table
+
+table.of_float.reduce_rows = <reduce_kernel> &reduce_rows[float]
+table.of_float.reduce_strip = <reduce_kernel> &reduce_strip[float]
+table.of_float.merge = <merge_kernel> &merge[float]
+table.of_float.finish = <finish_kernel> &finish[float]
+table.of_float.spread = <spread_kernel> &spread[float]
+table.of_float.apply_rows = <apply_kernel> &apply_rows[float]
+table.of_float.apply_strip = <apply_kernel> &apply_strip[float]
+table.of_float.few_rows = <few_kernel> &few_rows[float]
+table.of_float.load = <load_kernel> &load[float]
+table.of_float.store = <store_kernel> &store[float]
+table.of_float.exp_of = <exp_kernel> &exp_of[float]
+table.of_float.log_of = <log_kernel> &log_of[float]
+table.of_double.reduce_rows = <reduce_kernel> &reduce_rows[double]
+table.of_double.reduce_strip = <reduce_kernel> &reduce_strip[double]
+table.of_double.merge = <merge_kernel> &merge[double]
+table.of_double.finish = <finish_kernel> &finish[double]
+table.of_double.spread = <spread_kernel> &spread[double]
+table.of_double.apply_rows = <apply_kernel> &apply_rows[double]
+table.of_double.apply_strip = <apply_kernel> &apply_strip[double]
+table.of_double.few_rows = <few_kernel> &few_rows[double]
+table.of_double.load = <load_kernel> &load[double]
+table.of_double.store = <store_kernel> &store[double]
+table.of_double.exp_of = <exp_kernel> &exp_of[double]
+table.of_double.log_of = <log_kernel> &log_of[double]
+
+capsule = PyCapsule_New(&table, "cylsm.KernelTable", NULL)

@@ -1,0 +1,62 @@
+/* What Cython and the auto-vectoriser cannot say: the bits of a float, stores that bypass the caches,
+   a prefetch, and asserts without the interpreter. Each has a portable fallback. */
+#ifndef CYLSM_NATIVE_H
+#define CYLSM_NATIVE_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SSE2__) || defined(_M_X64)
+#include <immintrin.h>
+#define CYLSM_X86 1
+#endif
+
+#if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64)
+#define CYLSM_FMA 1
+#else
+#define CYLSM_FMA 0
+#endif
+
+#define cylsm_require(condition) assert(condition)
+
+static inline uint32_t bits_of_float(float x) { uint32_t b; memcpy(&b, &x, 4); return b; }
+static inline uint64_t bits_of_double(double x) { uint64_t b; memcpy(&b, &x, 8); return b; }
+static inline float float_of_bits(uint32_t b) { float x; memcpy(&x, &b, 4); return x; }
+static inline double double_of_bits(uint64_t b) { double x; memcpy(&x, &b, 8); return x; }
+
+static inline void prefetch_line(const void *p)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(p, 0, 3);
+#elif defined(CYLSM_X86)
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+#else
+    (void)p;
+#endif
+}
+
+/* Stores `lines` whole 64-byte lines at `to`, which is 64-byte aligned, around the caches. */
+static inline void stream_lines(void *to, const void *from, ptrdiff_t lines)
+{
+#if defined(__AVX512F__)
+    for (ptrdiff_t i = 0; i < lines; i++)
+        _mm512_stream_ps((float *)to + 16 * i, _mm512_loadu_ps((const float *)from + 16 * i));
+#elif defined(CYLSM_X86)
+    for (ptrdiff_t i = 0; i < 4 * lines; i++)
+        _mm_stream_ps((float *)to + 4 * i, _mm_loadu_ps((const float *)from + 4 * i));
+#else
+    memcpy(to, from, (size_t)(64 * lines));
+#endif
+}
+
+/* Orders streamed lines before everything that follows. */
+static inline void stream_fence(void)
+{
+#if defined(CYLSM_X86)
+    _mm_sfence();
+#endif
+}
+
+#endif

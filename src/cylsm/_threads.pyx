@@ -1,0 +1,179 @@
+"""How many threads a call uses; the only file that talks to OpenMP's runtime."""
+
+import operator
+import os
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define CYLSM_OPENMP 1
+    #else
+    #define CYLSM_OPENMP 0
+    static int omp_get_max_threads(void) { return 1; }
+    #endif
+
+    #if defined(__linux__)
+    #include <sched.h>
+    /* More processors than the fixed-size set has room for: not a limit. */
+    static int cylsm_processors(void)
+    {
+        cpu_set_t set;
+        return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+    }
+    #else
+    static int cylsm_processors(void) { return 0; }
+    #endif
+
+    /* GNU OpenMP's pool does not survive a fork: a parallel region in the child would hang. */
+    static volatile int cylsm_forked = 0;
+    #if defined(_WIN32)
+    static void cylsm_watch_forks(void) {}
+    #else
+    #include <pthread.h>
+    static void cylsm_note_fork(void) { cylsm_forked = 1; }
+    static void cylsm_watch_forks(void) { pthread_atfork(NULL, NULL, cylsm_note_fork); }
+    #endif
+    """
+    const bint CYLSM_OPENMP
+    int omp_get_max_threads() nogil
+    int cylsm_processors() nogil
+    int cylsm_forked
+    void cylsm_watch_forks()
+
+cdef enum:
+    GRAIN = 24576       # elements that a thread must have to be worth waking
+
+cdef int chosen = 0     # set_num_threads; 0: no limit
+cdef int granted        # by the control group's quota, and all the processors where affinity is unknown
+
+
+def cgroup_processors():
+    """Processors that this process's control group may use, rounded up; None where there is no quota."""
+    quotas = []
+    try:
+        with open("/proc/self/cgroup") as file:
+            paths = [line.strip().split(":", 2)[2] for line in file]
+    except (OSError, IndexError):
+        paths = []
+    for path in {"/", *paths}:
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for depth in range(len(parts) + 1):
+            below = "/".join(parts[:depth])
+            for names in ((f"/sys/fs/cgroup/{below}/cpu.max",),
+                          (f"/sys/fs/cgroup/cpu/{below}/cpu.cfs_quota_us", f"/sys/fs/cgroup/cpu/{below}/cpu.cfs_period_us")):
+                try:
+                    words = " ".join(open_text(name) for name in names).split()
+                    quota, period = int(words[0]), int(words[1])
+                except (OSError, ValueError, IndexError):
+                    continue
+                if quota > 0 and period > 0:
+                    quotas.append(max(1, -(-quota // period)))
+    return min(quotas, default=None)
+
+
+def open_text(name):
+    with open(name) as file:
+        return file.read()
+
+
+granted = min(os.cpu_count() or 1, cgroup_processors() or 1 << 20)
+cylsm_watch_forks()
+
+
+cdef int most_threads() noexcept nogil:
+    cdef int n, processors
+    if cylsm_forked:
+        return 1
+    n = min(omp_get_max_threads(), granted)
+    if chosen > 0:
+        n = min(n, chosen)
+    if n > 1:
+        processors = cylsm_processors()
+        if processors > 0:
+            n = min(n, processors)
+    return max(n, 1)
+
+
+cdef int threads_for(Py_ssize_t work) noexcept nogil:
+    """Number of threads for `work` elements."""
+    if work < 2 * GRAIN:
+        return 1
+    return <int> min(<Py_ssize_t> most_threads(), work // GRAIN)
+
+
+def set_num_threads(n):
+    """Limit the number of threads that calls use from now on, in every Python thread.
+
+    Parameters
+    ----------
+    n : int or None
+        The largest number of threads of one call, at least 1; None takes the limit away. OpenMP's own limit
+        (``OMP_NUM_THREADS``, threadpoolctl), the processors this process may use, and the size of the call limit it
+        further.
+
+    Raises
+    ------
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If `n` is less than 1.
+
+    See Also
+    --------
+    get_num_threads : the number of threads that a large call would use.
+
+    Examples
+    --------
+    >>> import cylsm
+    >>> cylsm.set_num_threads(1)
+    >>> cylsm.get_num_threads()
+    1
+    >>> cylsm.set_num_threads(None)
+    """
+    global chosen
+    if n is None:
+        chosen = 0
+        return
+    if isinstance(n, bool):
+        raise TypeError(f"n must be an integer or None, not {n!r}")
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be an integer or None, not {n!r}") from None
+    if count < 1:
+        raise ValueError(f"n must be at least 1, not {count}")
+    chosen = <int> min(count, 1 << 30)
+
+
+def get_num_threads():
+    """Number of threads that a large call would use now.
+
+    Returns
+    -------
+    int
+        The least of `set_num_threads`, OpenMP's limit and the processors that this process may use; 1 in a process
+        that was forked after cylsm was imported, and in a build without OpenMP.
+
+    See Also
+    --------
+    set_num_threads : set the limit.
+
+    Examples
+    --------
+    >>> import cylsm
+    >>> cylsm.get_num_threads() >= 1
+    True
+    """
+    return most_threads()
+
+
+def describe():
+    """What show_config says of threads."""
+    if not CYLSM_OPENMP:
+        reason = "built without OpenMP"
+    elif cylsm_forked:
+        reason = "forked after the import of cylsm: OpenMP's threads did not survive"
+    else:
+        reason = None
+    return {"openmp": bool(CYLSM_OPENMP), "num_threads": most_threads(), "single_thread_reason": reason}
