@@ -81,11 +81,11 @@ cdef enum:
 # ---- exp and log -----------------------------------------------------------------------------------------------
 
 cdef inline real exp_mantissa(real x, real *shifted) noexcept nogil:
-    """exp(x) / 2**n with n = round(x / ln 2); the lowest bits of `shifted` are those of n plus the exponent's bias."""
+    """exp(x) / 2**n with n = round(x / ln 2). The lowest bits of `shifted` are n, the exponent's bias and exp_unit's."""
     cdef real n, r, p
     if real is float:
-        shifted[0] = x * <float> 1.4426950408889634 + <float> 12583039.0
-        n = shifted[0] - <float> 12583039.0
+        shifted[0] = x * <float> 1.4426950408889634 + <float> 12583069.0
+        n = shifted[0] - <float> 12583069.0
         r = x - n * <float> 0.693145751953125
         r = r - n * <float> 1.4286068203094173e-06
         p = <float> 0.0013814540579915047
@@ -94,8 +94,8 @@ cdef inline real exp_mantissa(real x, real *shifted) noexcept nogil:
         p = p * r + <float> 0.1666652113199234
         p = p * r + <float> 0.4999999403953552
     else:
-        shifted[0] = x * 1.4426950408889634 + 6755399441056767.0
-        n = shifted[0] - 6755399441056767.0
+        shifted[0] = x * 1.4426950408889634 + 6755399441056827.0
+        n = shifted[0] - 6755399441056827.0
         r = x - n * 6.93147180369123816490e-01
         r = r - n * 1.90821492927058770002e-10
         p = 2.500001885308334e-08
@@ -113,37 +113,45 @@ cdef inline real exp_mantissa(real x, real *shifted) noexcept nogil:
 
 
 cdef inline real exp_of_gap(real x) noexcept nogil:
-    """exp(x) for x not above 0 (or nan); exactly 0 below the smallest normal number's logarithm."""
+    """exp(x) / exp_unit for x not above 0 (or nan): raised so far that sums of subnormal numbers keep their digits."""
     cdef real shifted, p
     if real is float:
-        x = <float> -88.2 if x < <float> -88.2 else x
+        x = <float> -108.9 if x < <float> -108.9 else x
         p = exp_mantissa(x, &shifted)
         return p * float_of_bits(bits_of_float(shifted) << 23)
     else:
-        x = -708.9 if x < -708.9 else x
+        x = -750.6 if x < -750.6 else x
         p = exp_mantissa(x, &shifted)
         return p * double_of_bits(bits_of_double(shifted) << 52)
+
+
+cdef inline real exp_unit(const real *any) noexcept nogil:
+    """2**-30 or 2**-60: what exp_of_gap counts in."""
+    if real is float:
+        return <real> 9.313225746154785e-10
+    else:
+        return <real> 8.673617379884035e-19
 
 
 cdef inline real exp_of_any(real x) noexcept nogil:
     """exp(x) for any x; the power of two in two factors, since the largest one overflows alone."""
     cdef real shifted, p
-    cdef uint32_t biased_float
-    cdef uint64_t biased
+    cdef uint32_t n_float
+    cdef uint64_t n
     if real is float:
         x = <float> 89.0 if x > <float> 89.0 else x
-        p = exp_mantissa(<float> -88.2 if x < <float> -88.2 else x, &shifted)
-        biased_float = bits_of_float(shifted) & <uint32_t> 0xff
-        p = p * float_of_bits(((biased_float >> 1) + <uint32_t> 64) << 23)
-        p = p * float_of_bits((biased_float - (biased_float >> 1) + <uint32_t> 63) << 23)
-        return <float> 0.0 if x < <float> -88.0 else p
+        p = exp_mantissa(<float> -108.9 if x < <float> -108.9 else x, &shifted)
+        n_float = bits_of_float(shifted) & <uint32_t> 0x1ff
+        p = p * float_of_bits(((n_float >> 1) + <uint32_t> 48) << 23)
+        p = p * float_of_bits((n_float - (n_float >> 1) + <uint32_t> 49) << 23)
+        return <float> 0.0 if x < <float> -108.0 else p
     else:
         x = 710.0 if x > 710.0 else x
-        p = exp_mantissa(-708.9 if x < -708.9 else x, &shifted)
-        biased = bits_of_double(shifted) & <uint64_t> 0x7ff
-        p = p * double_of_bits(((biased >> 1) + <uint64_t> 512) << 52)
-        p = p * double_of_bits((biased - (biased >> 1) + <uint64_t> 511) << 52)
-        return 0.0 if x < -708.5 else p
+        p = exp_mantissa(-750.6 if x < -750.6 else x, &shifted)
+        n = bits_of_double(shifted) & <uint64_t> 0xfff
+        p = p * double_of_bits(((n >> 1) + <uint64_t> 481) << 52)
+        p = p * double_of_bits((n - (n >> 1) + <uint64_t> 482) << 52)
+        return 0.0 if x < -750.0 else p
 
 
 cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
@@ -352,14 +360,15 @@ cdef inline real applied(int operation, bint kept, real x, real y, real top, rea
     if operation == LOG_SOFTMAX:
         return (x - top) - low
     elif operation == SOFTMAX:
-        return x * low if kept else exp_of_gap(x - top) * low
+        return ((x if kept else exp_of_gap(x - top)) * exp_unit(&low)) * low
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_of_any(y) * low
     elif operation == SOFTMAX_BACKWARD:
         return y * (x - low)
     else:
         # mass * p - y would cancel where p is near 1: there p is 1 - others.
-        return factor * ((mass - y) - mass * others if x == top else mass * (exp_of_gap(x - top) * low) - y)
+        return factor * ((mass - y) - mass * others if x == top
+                         else mass * ((exp_of_gap(x - top) * exp_unit(&low)) * low) - y)
 
 
 cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
@@ -468,6 +477,7 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t r, lanes = lanes_of(x)
+    cdef real unit = <real> 1.0 if is_backward(operation) else exp_unit(x)
     cdef real tops[BATCH * MOST_LANES]
     cdef real ties[BATCH * MOST_LANES]
     cdef real total[BATCH * MOST_LANES]
@@ -487,8 +497,8 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
     for r in range(rows):
         (<real *> state.top)[first + r] = tops[r]
         (<real *> state.ties)[first + r] = ties[r]
-        (<real *> state.rest)[first + r] = total[r]
-        (<real *> state.carry)[first + r] = carry[r]
+        (<real *> state.rest)[first + r] = total[r] * unit
+        (<real *> state.carry)[first + r] = carry[r] * unit
 
 
 cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -632,6 +642,7 @@ cdef inline void reduce_lanes(int operation, bint keep, Py_ssize_t width, const 
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
     """Reduces up to STRIP lanes."""
     cdef Py_ssize_t j
+    cdef real unit = <real> 1.0 if is_backward(operation) else exp_unit(x)
     cdef real top[STRIP]
     cdef real ties[STRIP]
     cdef real total[STRIP]
@@ -647,8 +658,8 @@ cdef inline void reduce_lanes(int operation, bint keep, Py_ssize_t width, const 
     for j in range(width):
         (<real *> state.top)[first + j] = top[j]
         (<real *> state.ties)[first + j] = ties[j]
-        (<real *> state.rest)[first + j] = total[j]
-        (<real *> state.carry)[first + j] = carry[j]
+        (<real *> state.rest)[first + j] = total[j] * unit
+        (<real *> state.carry)[first + j] = carry[j] * unit
 
 
 cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -973,7 +984,7 @@ include "_elements.pxi"
 cdef void exp_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        out[i] = exp_of_gap(x[i])
+        out[i] = exp_of_gap(x[i]) * exp_unit(x)
 
 
 cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept nogil:
