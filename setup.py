@@ -82,8 +82,8 @@ X86_64_PROBE = """
 
 ALWAYS_INLINE = "__forceinline" if os.name == "nt" else "inline __attribute__((always_inline))"
 
-# Bounds checks stay on: the kernels index raw pointers, which Cython never checks, and elsewhere it is lists and
-# tuples that are indexed, once a call.
+# Bounds checks stay on: the kernels index raw pointers, which Cython never checks, and elsewhere it is lists
+# and tuples that are indexed, once a call.
 DIRECTIVES = {
     "language_level": 3,
     "cdivision": True,
@@ -185,7 +185,10 @@ class BuildExt(build_ext):
         record = GENERATED / "flags.txt"
         commands = [getattr(self.compiler, part, None) for part in ("compiler_so", "linker_so")]
         settings = [Cython.__version__, numpy.__version__, DIRECTIVES, commands]
-        settings += [(ext.name, ext.extra_compile_args, ext.extra_link_args) for ext in self.extensions]
+        settings += [
+            (ext.name, ext.define_macros, ext.extra_compile_args, ext.extra_link_args)
+            for ext in self.extensions
+        ]
         flags = "\n".join(map(repr, settings))
         changed = not record.exists() or record.read_text() != flags
         written = cythonize(

@@ -375,16 +375,32 @@ cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const r
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *top, const real *low,
                              const real *mass, const real *others, const real *factor, real *out,
                              Py_ssize_t out_step) noexcept nogil:
+    """`out` is x, with the same step, or overlaps neither x nor y."""
     cdef Py_ssize_t c, j
-    cdef real y_here = 0
+    cdef bint two = operation != LOG_SOFTMAX and operation != SOFTMAX
+    if out == x:
+        # The same pointer: the compiler sees that an element is read before it is written.
+        for c in range(classes):
+            for j in range(width):
+                out[c * out_step + j] = applied(operation, kept, out[c * out_step + j], y[c * y_step + j] if two else <real> 0.0,
+                                                top[j], low[j], mass[j], others[j], factor[j])
+    else:
+        for c in range(classes):
+            for j in range(width):
+                out[c * out_step + j] = applied(operation, kept, x[c * x_step + j], y[c * y_step + j] if two else <real> 0.0,
+                                                top[j], low[j], mass[j], others[j], factor[j])
+
+
+cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes,
+                                  const real *top, const real *low, const real *mass, const real *others,
+                                  const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
+    """The same where `out` is y: a class at a time is computed apart."""
+    cdef Py_ssize_t c
     cdef real line[STRIP]
     for c in range(classes):
-        for j in range(width):
-            if operation != LOG_SOFTMAX and operation != SOFTMAX:
-                y_here = y[c * y_step + j]
-            line[j] = applied(operation, kept, x[c * x_step + j], y_here, top[j], low[j], mass[j], others[j], factor[j])
-        for j in range(width):
-            out[c * out_step + j] = line[j]
+        apply_lanes(operation, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, top, low, mass, others, factor,
+                    line, 0)
+        memcpy(out + c * out_step, line, width * sizeof(real))
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------
@@ -447,30 +463,37 @@ cdef inline void row_sum(int operation, bint keep, const real *x, const real *y,
     cdef real last_x[MOST_LANES]
     cdef real last_y[MOST_LANES]
     cdef real last_exps[MOST_LANES]
+    cdef real tied[MOST_LANES]
+    cdef real sums[MOST_LANES]
+    cdef real lost[MOST_LANES]
     cdef real e = 0
     for j in range(lanes):
         tops[j] = top
-        ties[j] = 0
-        total[j] = 0
-        carry[j] = 0
+        tied[j] = 0
+        sums[j] = 0
+        lost[j] = 0
     if whole < classes:
         for j in range(lanes):
             last_x[j] = x[classes - lanes + j]
             last_y[j] = y[classes - lanes + j] if reads_y(operation) else <real> 0.0
-    lanes_sum(operation, keep, lanes, x, lanes, y, lanes, whole // lanes, tops, ties, total, carry, exps, lanes)
+    lanes_sum(operation, keep, lanes, x, lanes, y, lanes, whole // lanes, tops, tied, sums, lost, exps, lanes)
     if whole < classes:
         for j in range(lanes):
             last_x[j] = seen(operation, last_x[j], last_y[j])
             if not is_backward(operation):
                 e = exp_of_gap(last_x[j] - top)
-                ties[j] += <real> 0.0 if j < known else tie_of(operation, last_x[j], last_y[j], top)
+                tied[j] += <real> 0.0 if j < known else tie_of(operation, last_x[j], last_y[j], top)
             last_exps[j] = e
             add_term(is_backward(operation),
                      <real> 0.0 if j < known else term_of(operation, last_x[j], last_y[j], top, e),
-                     &total[j], &carry[j])
+                     &sums[j], &lost[j])
         if keep:
             for j in range(lanes):
                 exps[classes - lanes + j] = last_exps[j]
+    for j in range(lanes):
+        ties[j] = tied[j]
+        total[j] = sums[j]
+        carry[j] = lost[j]
 
 
 cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
@@ -556,42 +579,52 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
             reduce_batch(LOGSUMEXP, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r, exps, 0)
 
 
+cdef inline void apply_span(int operation, bint kept, const real *x, const real *y, Py_ssize_t n, real top, real low,
+                            real mass, real others, real factor, real *out) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = applied(operation, kept, x[i], y[i], top, low, mass, others, factor)
+
+
 cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, real top,
                            real low, real mass, real others, real factor, real *out, bint stream) noexcept nogil:
     """One row of the result; streamed, its whole 64-byte lines go around the caches."""
-    cdef Py_ssize_t i, j, lanes = lanes_of(x)
+    cdef Py_ssize_t i, lanes = lanes_of(x)
+    cdef Py_ssize_t whole = classes - classes % lanes, known = lanes - classes % lanes
     cdef real line[4 * MOST_LANES]
     cdef real last[MOST_LANES]
-    for j in range(lanes):
-        i = classes - lanes + j
-        last[j] = applied(operation, kept, x[i], y[i], top, low, mass, others, factor)
+    if whole < classes:
+        apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, top, low, mass, others, factor, last)
     i = 0
     if stream:
-        for j in range(lanes):
-            line[j] = applied(operation, kept, x[j], y[j], top, low, mass, others, factor)
-        for j in range(lanes):
-            out[j] = line[j]
+        apply_span(operation, kept, x, y, lanes, top, low, mass, others, factor, line)
+        memcpy(out, line, 64)
         i = lanes - <Py_ssize_t> ((<size_t> out % 64) // sizeof(real))
         while i + 4 * lanes <= classes:
-            for j in range(4 * lanes):
-                line[j] = applied(operation, kept, x[i + j], y[i + j], top, low, mass, others, factor)
+            apply_span(operation, kept, x + i, y + i, 4 * lanes, top, low, mass, others, factor, line)
             stream_lines(out + i, line, 4)
             i += 4 * lanes
+        while i + lanes <= classes:
+            apply_span(operation, kept, x + i, y + i, lanes, top, low, mass, others, factor, line)
+            memcpy(out + i, line, 64)
+            i += lanes
+        if i < classes:
+            apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, top, low, mass, others, factor,
+                       last)
+            memcpy(out + classes - lanes, last, 64)
+    elif out == x:
+        # The same pointer: the compiler sees that an element is read before it is written.
+        apply_span(operation, kept, out, y, whole, top, low, mass, others, factor, out)
+    elif out == y:
+        while i + lanes <= classes:
+            apply_span(operation, kept, x + i, y + i, lanes, top, low, mass, others, factor, line)
+            memcpy(out + i, line, 64)
+            i += lanes
     else:
-        while i + 4 * lanes <= classes:
-            for j in range(4 * lanes):
-                line[j] = applied(operation, kept, x[i + j], y[i + j], top, low, mass, others, factor)
-            for j in range(4 * lanes):
-                out[i + j] = line[j]
-            i += 4 * lanes
-    while i + lanes <= classes:
-        for j in range(lanes):
-            line[j] = applied(operation, kept, x[i + j], y[i + j], top, low, mass, others, factor)
-        for j in range(lanes):
-            out[i + j] = line[j]
-        i += lanes
-    for j in range(lanes):
-        out[classes - lanes + j] = last[j]
+        apply_span(operation, kept, x, y, whole, top, low, mass, others, factor, out)
+    if whole < classes and not stream:
+        for i in range(known, lanes):
+            out[classes - lanes + i] = last[i]
 
 
 cdef inline real probability_of_others(const RowState *state, Py_ssize_t row, real scale) noexcept nogil:
@@ -702,7 +735,10 @@ cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, const r
             mass[j] = (<const real *> state.mass)[first + j]
             others[j] = probability_of_others(state, first + j, low[j])
             factors[j] = factor[j]
-    apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, top, low, mass, others, factors, out, out_step)
+    if out == y and out != x:
+        apply_lanes_to_y(operation, width, x, x_step, classes, top, low, mass, others, factors, out, out_step)
+    else:
+        apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, top, low, mass, others, factors, out, out_step)
 
 
 cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,

@@ -71,6 +71,7 @@ cdef enum:
     IGNORED = -1
     CHECK_ROWS = 8192       # labels that one job checks
     CHUNK = 512             # labels or weights converted at a time
+    MOST_ROWS = 512         # of a block
 
 cdef object float32 = np.dtype(np.float32)
 cdef object float64 = np.dtype(np.float64)
@@ -211,8 +212,8 @@ cdef void check_labels(Task *task, Loss *loss, const char *p, Py_ssize_t rows, S
                     add(&found.weight, weight_at(loss, labels[r]))
 
 
-cdef inline int64_t usable(const Loss *loss, const Task *task, int64_t label) noexcept nogil:
-    if (loss.ignores and label == loss.ignore_index) or <uint64_t> label >= <uint64_t> task.classes:
+cdef inline int64_t usable(int64_t label, bint ignores, int64_t ignore_index, int64_t classes) noexcept nogil:
+    if (ignores and label == ignore_index) or <uint64_t> label >= <uint64_t> classes:
         return IGNORED
     return label
 
@@ -254,13 +255,13 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
     cdef real *weights = weights_of(block, factor)
     cdef const char *logits = row_of(task, &task.x, block)
     cdef Py_ssize_t stride = task.x.row_strides[task.ndim - 1], class_stride = task.x.class_stride, r
-    cdef int64_t label
+    cdef bint ignores = loss.ignores
+    cdef int64_t ignore_index = loss.ignore_index, classes = task.classes
     read_labels(&loss.target, row_of(task, &loss.target, block), loss.target.row_strides[task.ndim - 1], block.rows,
                 labels)
     for r in range(block.rows):
-        label = usable(loss, task, labels[r])
-        labels[r] = label
-        weights[r] = <real> (label != IGNORED)
+        labels[r] = usable(labels[r], ignores, ignore_index, classes)
+        weights[r] = <real> (labels[r] != IGNORED)
     if loss.weight.data != NULL:
         for r in range(block.rows):
             if labels[r] != IGNORED:
@@ -345,14 +346,20 @@ cdef void fill_targets(Task *task, Block *block, Py_ssize_t first, Py_ssize_t cl
 cdef inline void keep_losses(Task *task, Block *block, real *losses) noexcept nogil:
     """Writes the rows' losses, or adds them to their share's."""
     cdef Loss *loss = <Loss *> task.context
-    cdef Sum *sum = &loss.shares[block.part].loss
-    cdef Py_ssize_t r
+    cdef double sums[MOST_ROWS]
+    cdef Py_ssize_t r, n = block.rows
     if loss.losses.data != NULL:
         kernels(task.wide).store(loss.losses.element, loss.losses.swapped, losses, 0, 1, block.rows,
                                  row_of(task, &loss.losses, block), 0, loss.losses.row_strides[task.ndim - 1])
     else:
-        for r in range(block.rows):
-            add(sum, losses[r])
+        # Pairwise within the block: a chain of double-double additions would take longer than the rows themselves.
+        for r in range(n):
+            sums[r] = losses[r]
+        while n > 1:
+            for r in range(n // 2):
+                sums[r] += sums[n - n // 2 + r]
+            n -= n // 2
+        add(&loss.shares[block.part].loss, sums[0])
 
 
 cdef void put_one(Task *task, char *p, real value) noexcept nogil:
@@ -360,6 +367,13 @@ cdef void put_one(Task *task, char *p, real value) noexcept nogil:
         (<real *> p)[0] = value
     else:
         kernels(task.wide).store(task.out.element, task.out.swapped, &value, 0, 1, 1, p, 0, 0)
+
+
+cdef void put_target(Task *task, char *p, bint is_top, real others, real factor) noexcept nogil:
+    """The target's gradient where `out` is not in the kernels' dtype."""
+    cdef real here
+    kernels(task.wide).load(task.out.element, task.out.swapped, p, 0, 0, 1, 1, &here, 0)
+    put_one(task, p, -others if is_top else here - factor)
 
 
 cdef void clear_row(Task *task, char *p, Py_ssize_t classes, real zero) noexcept nogil:
@@ -378,26 +392,25 @@ cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept n
     cdef int64_t *labels = labels_of(block)
     cdef real *picked = picked_of(block, factor)
     cdef real *weights = weights_of(block, factor)
-    cdef real nll, here
+    cdef real others[MOST_ROWS]
+    cdef real nll
     cdef char *out
     cdef char *p
-    cdef Py_ssize_t stride, r
+    cdef Py_ssize_t stride, class_stride = task.out.class_stride, r
     if task.out.data != NULL:
         out = row_of(task, &task.out, block)
         stride = task.out.row_strides[task.ndim - 1]
         for r in range(block.rows):
+            others[r] = ((ties[r] - 1) + rest[r]) * scale[r]
+        for r in range(block.rows):
+            p = out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride
+            if task.out.native:
+                (<real *> p)[0] = -others[r] if picked[r] == top[r] else (<real *> p)[0] - factor[r]
+            else:
+                put_target(task, p, picked[r] == top[r], others[r], factor[r])
+        for r in range(block.rows):
             if labels[r] == IGNORED:
                 clear_row(task, out + r * stride, task.classes, <real> 0)
-                continue
-            p = out + r * stride + labels[r] * task.out.class_stride
-            if picked[r] == top[r]:
-                put_one(task, p, -(((ties[r] - 1) + rest[r]) * scale[r]))
-            else:
-                if task.out.native:
-                    here = (<real *> p)[0]
-                else:
-                    kernels(task.wide).load(task.out.element, task.out.swapped, p, 0, 0, 1, 1, &here, 0)
-                put_one(task, p, here - factor[r])
     for r in range(block.rows):
         nll = (top[r] - picked[r]) + log_sum[r]
         nll = 0 if weights[r] == 0 and nll == <real> INFINITY else weights[r] * nll

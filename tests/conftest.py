@@ -1,0 +1,61 @@
+import os
+import warnings
+
+import cylsm
+import numpy as np
+import pytest
+from cylsm import _driver
+
+CONFIG = cylsm.show_config(mode="dicts")
+SEED = int(os.environ.get("CYLSM_TEST_SEED") or np.random.SeedSequence().generate_state(1)[0])
+
+
+def pytest_report_header():
+    return f"cylsm: {', '.join(CONFIG['available_isas'])}; CYLSM_TEST_SEED={SEED}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """A test runs on all instruction sets one after the other: the oracle then answers once for all of them."""
+    places = {}
+
+    def place(item):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        test = item.nodeid.replace(params.get("isa", ""), "")
+        return places.setdefault(test, len(places))
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="module", params=CONFIG["available_isas"])
+def isa(request):
+    """Each instruction set in turn."""
+    _driver._use_isa(request.param)
+    yield request.param
+    _driver._use_isa(CONFIG["isa"])
+
+
+@pytest.fixture
+def seed():
+    """A number that is new in each run. pytest shows what a failed test printed: the way to repeat it."""
+    print(f"CYLSM_TEST_SEED={SEED}")
+    return SEED
+
+
+@pytest.fixture
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    """No call ever emits a NumPy or a Python warning."""
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def default_threads():
+    yield
+    cylsm.set_num_threads(None)

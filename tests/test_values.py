@@ -1,0 +1,53 @@
+"""Contiguous rows along the last axis, every function: the limits that accuracy.py states."""
+
+import accuracy
+import cases
+import cylsm
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+LENGTHS = (1, 2, 3, 5, 7, 10, 15, 16, 17, 24, 25, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000)
+TILES = (2047, 2048, 2049, 4095, 4096, 4097, 4111, 4112, 5003)
+BATCHES = (1, 2, 7, 63, 64, 65, 130)
+
+
+@pytest.mark.parametrize("classes", LENGTHS + TILES)
+@pytest.mark.parametrize("dtype", accuracy.FLOATS)
+@pytest.mark.parametrize("function", accuracy.FUNCTIONS)
+def test_rows(function, dtype, classes, seed):
+    most = 130 if classes < 1000 else 63 if classes == 1000 else 7
+    arguments, expected = cases.case(function, dtype, most, classes, seed)
+    batches = [slice(n) for n in BATCHES if n <= most] + [slice(row, row + 1) for row in range(1, 6)]
+    for rows in batches:
+        result = getattr(cylsm, function)(**cases.rows_of(arguments, rows))
+        accuracy.assert_accurate(result, tuple(exact[rows] for exact in expected))
+
+
+@pytest.mark.parametrize("dtype", accuracy.FLOATS)
+@pytest.mark.parametrize("function", accuracy.FUNCTIONS)
+def test_row_of_a_million(function, dtype, seed):
+    arguments, expected = cases.case(function, dtype, 1, 1_000_003, seed)
+    accuracy.assert_accurate(getattr(cylsm, function)(**arguments), expected)
+
+
+@pytest.mark.parametrize("rivals", [1, 40, 60_000])
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+@pytest.mark.parametrize("gap", [20, 30, 60])
+@pytest.mark.parametrize("dtype", accuracy.FLOATS)
+def test_confident_row_keeps_its_digits(dtype, gap, place, rivals):
+    """The gap is inexact, and what is left of 1 - p is far below the spacing of numbers at 1."""
+    target = round(place * rivals)
+    x = np.full(rivals + 1, 9.7 - gap, dtype)
+    x[target] = 9.7
+    for function in ("log_softmax", "softmax"):
+        expected = accuracy.expected(function, x=x)
+        accuracy.assert_accurate(getattr(cylsm, function)(x), expected)
+    loss, gradient = cylsm.cross_entropy_with_grad(x, target)
+    accuracy.assert_accurate((loss, gradient), accuracy.expected("cross_entropy_with_grad", logits=x, target=target))
+    accuracy.assert_accurate(
+        cylsm.cross_entropy(x, target), accuracy.expected("cross_entropy", logits=x, target=target)
+    )
+    assert loss > 0
+    assert gradient[target] < 0
