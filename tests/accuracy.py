@@ -4,13 +4,13 @@ Limits are in units in the last place (ulp) of the result's dtype:
 
 - logsumexp: of max(|r|, 1), where r is the exact result; with weights `b` of both signs times what cancels,
   sum |b e^x| / |sum b e^x|;
-- log_softmax, softmax, the losses and logsumexp_backward: of r, times max(1, -ln|r|), since a row in which one class
-  is sure to within e^-gap carries the rounding of the gap;
-- log_softmax_backward, softmax_backward and the losses' gradients: of the sum of the magnitudes of the terms that
-  are added, for the last times max(1, -ln) of it (where a row has one label without smoothing that is |r| itself);
+- log_softmax, softmax, the losses, their gradients and logsumexp_backward: of r, times max(1, -ln|r|), since
+  a row in which one class is sure to within e^-gap carries the rounding of the gap;
+- what adds terms of both signs (log_softmax_backward, softmax_backward, the gradient of cross-entropy where a
+  target has several classes): of the sum of the terms' magnitudes, for the last times max(1, -ln) of it;
 - "mean" and "sum": two more for the addition.
 
-A result smaller than the smallest normal number may be 0. float16 results are those of float32, rounded once more.
+A result smaller than the smallest normal number may be 0. float16 results are float32's, rounded once more.
 """
 
 import functools
@@ -41,9 +41,11 @@ LIMITS = {
     "softmax_backward": (3, 4),
     "loss": (2, 3),
     "loss gradient": (2.5, 3),
+    "soft loss gradient": (3, 4),
     "addition of rows": (2, 2),
     "sign": (0.5, 0.5),
 }
+
 
 @silent
 def ulp(magnitude, dtype):
@@ -56,7 +58,7 @@ def ulp(magnitude, dtype):
 
 @silent
 def errors(result, exact, unit):
-    """|result - exact| / unit; 0 for the right nan or infinity and for an underflow to 0, inf for a wrong one."""
+    """|result - exact| / unit; 0 for the right nan or infinity and an underflow to 0, inf for wrong ones."""
     result, exact = np.asarray(result), np.asarray(exact, np.longdouble)
     rounded = exact.astype(result.dtype)
     same = (result == rounded) | (np.isnan(result) & np.isnan(rounded))
@@ -175,10 +177,12 @@ def answer(call):
         return (expected_loss(value, function, arguments, computed),)
     if function in LOSSES_WITH_GRAD:
         value, gradient = value
-        terms = abs(gradient) if function.startswith("nll") else reference.cross_entropy_with_grad_terms(**arguments)
+        rule, terms = "loss gradient", abs(gradient)
+        if np.ndim(arguments["target"]) == gradient.ndim or arguments.get("label_smoothing"):
+            rule, terms = "soft loss gradient", reference.cross_entropy_with_grad_terms(**arguments)
         arguments = {name: given for name, given in arguments.items() if name != "grad_output"}
         loss = expected_loss(value, function.removesuffix("_with_grad"), arguments, computed)
-        return loss, allow("loss gradient", gradient, dtype, terms, growth(terms))
+        return loss, allow(rule, gradient, dtype, terms, growth(terms))
     return (allow(function, value, dtype, factor=growth(abs(value))),)
 
 
@@ -194,9 +198,10 @@ def assert_accurate(results, expected_results):
         if wrong.any():
             at = np.unravel_index(np.where(wrong, error, 0).argmax(), wrong.shape)
             found, true = result[at], exact.value[at]
+            allowed = exact.tolerance[at] / ulp(true, exact.dtype)
             raise AssertionError(
-                f"{wrong.sum()} of {wrong.size} are wrong; at {tuple(map(int, at))} {found!r} should be {true}: "
-                f"{ulp_error(found, true):.4g} ulp, allowed are {exact.tolerance[at] / ulp(true, exact.dtype):.4g}"
+                f"{wrong.sum()} of {wrong.size} are wrong; at {tuple(map(int, at))} {found!r}, exactly {true}: "
+                f"{ulp_error(found, true):.4g} ulp, allowed are {allowed:.4g}"
             )
 
 

@@ -48,7 +48,11 @@ def arguments(function, x, rng, axis=-1):
     grad_output = reference.rounded(rng.normal(size=x.shape), x.dtype)
     if function == "log_softmax_backward":
         return {"grad_output": grad_output, "log_probs": log_probs, "axis": axis}
-    return {"grad_output": grad_output, "probs": reference.rounded(reference.softmax(x, axis), x.dtype), "axis": axis}
+    return {
+        "grad_output": grad_output,
+        "probs": reference.rounded(reference.softmax(x, axis), x.dtype),
+        "axis": axis,
+    }
 
 
 @functools.lru_cache(maxsize=4)

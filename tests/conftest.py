@@ -1,12 +1,25 @@
 import os
 import warnings
 
-import cylsm
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+
+import cylsm
 from cylsm import _driver
 
 CONFIG = cylsm.show_config(mode="dicts")
+# Seconds in a plain run; `pytest --hypothesis-profile=thorough` for minutes.
+for profile, examples in (("plain", 120), ("thorough", 5000)):
+    settings.register_profile(
+        profile,
+        max_examples=examples,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+settings.load_profile("plain")
+
 SEED = int(os.environ.get("CYLSM_TEST_SEED") or np.random.SeedSequence().generate_state(1)[0])
 
 
@@ -16,7 +29,7 @@ def pytest_report_header():
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """A test runs on all instruction sets one after the other: the oracle then answers once for all of them."""
+    """A test runs on all instruction sets one after the other: the oracle then answers once for all."""
     places = {}
 
     def place(item):

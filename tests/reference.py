@@ -1,14 +1,14 @@
 """The oracle: every public function of cylsm once more, slow and obvious, in extended precision.
 
-A function takes what its namesake in cylsm takes (without `out`) and returns np.longdouble, not yet rounded to the
-dtype of the result. Three habits keep the digits where one class dominates:
+A function takes what its namesake in cylsm takes (without `out`) and returns np.longdouble, not yet rounded
+to the dtype of the result. Three habits keep the digits where one class dominates:
 
 a. one largest element is set apart, so that the logarithm of a sum is log1p of the others;
 b. a log-probability is (x - largest) - log1p(others): two terms of the same sign;
 c. 1 - p is the sum of the other probabilities.
 
-The functions whose name ends in _terms return the sum of the magnitudes of the terms that their namesake adds, for
-those that add terms of both signs: errors are measured against it.
+The functions whose name ends in _terms return the sum of the magnitudes of the terms that their namesake
+adds, for those that add terms of both signs: errors are measured against it.
 """
 
 import math
@@ -55,7 +55,9 @@ def split_axes(axis, ndim):
 def as_rows(x, axis):
     """x with one row along the last axis, the axes that stay before it."""
     kept, axes = split_axes(axis, x.ndim)
-    return x.transpose(kept + axes).reshape([x.shape[d] for d in kept] + [math.prod(x.shape[d] for d in axes)])
+    return x.transpose(kept + axes).reshape(
+        [x.shape[d] for d in kept] + [math.prod(x.shape[d] for d in axes)]
+    )
 
 
 def from_rows(rows, shape, axis):
@@ -241,8 +243,8 @@ def nll_loss(log_probs, target, axis=-1, **options):
 
 @silent
 def cross_entropy_parts(logits, target, axis, weight, ignore_index, label_smoothing):
-    """Logits with classes last, the mass that the target puts on each class, each row's loss, which rows count, and
-    what "mean" divides by."""
+    """Logits with classes last, the mass that the target puts on each class, each row's loss, which rows
+    count, and what "mean" divides by."""
     scores = np.moveaxis(np.asarray(logits), axis, -1)
     classes = scores.shape[-1]
     weights = weights_of(weight, scores)
@@ -270,7 +272,15 @@ def cross_entropy_parts(logits, target, axis, weight, ignore_index, label_smooth
 
 @silent
 def cross_entropy_with_grad(
-    logits, target, axis=-1, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, grad_output=None
+    logits,
+    target,
+    axis=-1,
+    *,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+    grad_output=None,
 ):
     scores, mass, losses, counted, divisor = cross_entropy_parts(
         logits, target, axis, weight, ignore_index, label_smoothing
@@ -284,13 +294,21 @@ def cross_entropy_with_grad(
 
 @silent
 def cross_entropy_with_grad_terms(
-    logits, target, axis=-1, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, grad_output=None
+    logits,
+    target,
+    axis=-1,
+    *,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+    grad_output=None,
 ):
     scores, mass, _, counted, divisor = cross_entropy_parts(
         logits, target, axis, weight, ignore_index, label_smoothing
     )
-    probabilities, complements = probabilities_and_complements(extended(scores))
-    terms = probabilities * sum_of_others(abs(mass)) + abs(mass) * complements
+    probabilities, _ = probabilities_and_complements(extended(scores))
+    terms = probabilities * abs(mass).sum(-1, keepdims=True) + abs(mass)
     return np.moveaxis(abs(scaled(terms, scores, counted, divisor, reduction, grad_output)), -1, axis)
 
 
@@ -298,5 +316,7 @@ def cross_entropy_with_grad_terms(
 def cross_entropy(
     logits, target, axis=-1, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    _, _, losses, _, divisor = cross_entropy_parts(logits, target, axis, weight, ignore_index, label_smoothing)
+    _, _, losses, _, divisor = cross_entropy_parts(
+        logits, target, axis, weight, ignore_index, label_smoothing
+    )
     return reduced_loss(losses, divisor, reduction)

@@ -1,15 +1,17 @@
-"""The table of edge cases, each row of it: for row lengths around every block and vector width, in the first, a middle
-and the last place of a row, in rows among ordinary ones, with the classes along the last axis and along the first.
+"""The table of edge cases, each row of it: for row lengths around every block and vector width, in the first,
+a middle and the last place of a row, in rows among ordinary ones, with the classes along the last axis or the
+first.
 """
 
 import functools
 
 import accuracy
 import cases
-import cylsm
 import numpy as np
 import pytest
 import reference
+
+import cylsm
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -30,7 +32,7 @@ def places(length):
 
 @functools.cache
 def ordinary(dtype, length, seed):
-    """Rows among which the first three and the last three become special; those come first in what is returned."""
+    """Logits and labels of rows, the first six of which become special."""
     rng = np.random.default_rng([seed, length])
     x = cases.logits(rng, 67 if length <= 33 else 7, length, dtype)
     return x, cases.labels(rng, x)
@@ -51,7 +53,7 @@ def special_first(rows):
 
 
 def run(function, axis, **arguments):
-    """Call cylsm with the classes along `axis`; arguments and results have them last and the special rows first."""
+    """Call cylsm with the classes along `axis`; here they come last, and the special rows first."""
 
     arranged = {
         name: value if name == "weight" or not isinstance(value, np.ndarray) else along(axis, value)
@@ -132,7 +134,9 @@ def test_gradient_at_minus_inf(length, dtype, axis, seed, rng):
     per_row = rng.uniform(-1, 1, x.shape[0]).astype(dtype)
     assert (run("logsumexp_backward", axis, grad_output=per_row, x=x)[at] == 0).all()
     assert (run("softmax_backward", axis, grad_output=grads, probs=probs)[at] == 0).all()
-    np.testing.assert_array_equal(run("log_softmax_backward", axis, grad_output=grads, log_probs=log_probs)[at], grads[at])
+    np.testing.assert_array_equal(
+        run("log_softmax_backward", axis, grad_output=grads, log_probs=log_probs)[at], grads[at]
+    )
     target[EACH] = (np.array(places(length)) + 1) % length
     _, gradient = run("cross_entropy_with_grad", axis, logits=x, target=target, reduction="none")
     assert (gradient[at] == 0).all()
@@ -196,7 +200,9 @@ def test_ignored_rows(length, dtype, axis, reduction, seed):
     target[EACH] = -100
     for function, scores in (("cross_entropy_with_grad", "logits"), ("nll_loss_with_grad", "log_probs")):
         for weight in (None, np.linspace(0.5, 1.5, length, dtype=dtype)):
-            loss, gradient = run(function, axis, **{scores: x}, target=target, reduction=reduction, weight=weight)
+            loss, gradient = run(
+                function, axis, **{scores: x}, target=target, reduction=reduction, weight=weight
+            )
             assert (gradient[EACH] == 0).all()
             assert np.isfinite(loss).all()
             if reduction == "none":
@@ -214,7 +220,9 @@ def test_all_rows_ignored(length, dtype, axis, seed):
             loss, gradient = run(function, axis, **{scores: x}, target=target, reduction=reduction)
             np.testing.assert_array_equal(loss, value)
             np.testing.assert_array_equal(gradient, 0)
-            alone = run(function.removesuffix("_with_grad"), axis, **{scores: x}, target=target, reduction=reduction)
+            alone = run(
+                function.removesuffix("_with_grad"), axis, **{scores: x}, target=target, reduction=reduction
+            )
             np.testing.assert_array_equal(alone, value)
 
 
@@ -234,7 +242,13 @@ def test_no_mass_on_an_impossible_class(length, dtype, axis, seed):
     assert (loss[3:] >= 0).all()
     assert np.isfinite(loss).all()
     loss, gradient = run(
-        "cross_entropy_with_grad", axis, logits=x, target=target, weight=weight, label_smoothing=0.25, reduction="none"
+        "cross_entropy_with_grad",
+        axis,
+        logits=x,
+        target=target,
+        weight=weight,
+        label_smoothing=0.25,
+        reduction="none",
     )
     assert np.isfinite(loss).all()
     assert (gradient[EACH, 0] == 0).all()
@@ -267,7 +281,9 @@ def test_rows_that_count_for_nothing(length, dtype, axis, seed):
     assert np.isnan(gradient[3:]).all()
     assert np.isnan(run("cross_entropy", axis, logits=x, **arguments))
     assert np.isnan(run("nll_loss", axis, log_probs=-abs(x), **arguments))
-    loss, gradient = cylsm.nll_loss_with_grad(along(axis, -abs(x)), around(target), axis, weight=arguments["weight"])
+    loss, gradient = cylsm.nll_loss_with_grad(
+        along(axis, -abs(x)), around(target), axis, weight=arguments["weight"]
+    )
     gradient = special_first(np.moveaxis(gradient, axis, -1))
     assert np.isnan(loss)
     assert (gradient[:3] == 0).all()
@@ -330,9 +346,47 @@ def test_losses_of_empty_batches(shape, axis, kind, dtype):
         for reduction, value in (("mean", NAN), ("sum", 0), ("none", np.empty(np.delete(shape, axis)))):
             loss = getattr(cylsm, function)(logits, target, axis, reduction=reduction)
             np.testing.assert_array_equal(loss, value)
-            loss, gradient = getattr(cylsm, function + "_with_grad")(logits, target, axis, reduction=reduction)
+            loss, gradient = getattr(cylsm, function + "_with_grad")(
+                logits, target, axis, reduction=reduction
+            )
             np.testing.assert_array_equal(loss, value)
             assert gradient.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("x", "b", "log", "sign"),
+    [
+        ([NAN, 0], [0, 1], 0, 1),
+        ([INF, 0], [0, 1], 0, 1),
+        ([NAN, INF], [0, 0], -INF, 0),
+        ([0, 0], [1, -1], -INF, 0),
+        ([-INF, -INF], [2, -3], -INF, 0),
+        ([INF, 0], [1, -5], INF, 1),
+        ([INF, 0], [-1, 5], INF, -1),
+        ([INF, INF], [-1, -2], INF, -1),
+        ([INF, INF], [1, -1], NAN, NAN),
+        ([INF, INF], [2, -1], NAN, NAN),
+        ([NAN, 0], [1, 1], NAN, NAN),
+        ([0, 0], [NAN, 1], NAN, NAN),
+        ([INF, NAN], [1, 1], NAN, NAN),
+        ([0, 0], [-1, -1], np.log(2), -1),
+        ([], [], -INF, 0),
+    ],
+)
+@each_dtype
+def test_weighted_logsumexp(x, b, log, sign, dtype):
+    """As SciPy, but that b = 0 removes whatever there is, and that the sign of nothing is 0."""
+    x, b = np.array(x, dtype), np.array(b, dtype)
+    for places in (slice(None), slice(None, None, -1)):
+        found = cylsm.logsumexp(x[places], b=b[places], return_sign=True)
+        np.testing.assert_allclose(found, (log, sign), rtol=1e-6)
+        np.testing.assert_allclose(
+            cylsm.logsumexp(x[places], b=b[places]), NAN if sign == -1 else log, rtol=1e-6
+        )
+    padded = np.concatenate([np.full(70, -INF, dtype), x]), np.concatenate([np.ones(70, dtype), b])
+    np.testing.assert_allclose(
+        cylsm.logsumexp(padded[0], b=padded[1], return_sign=True), (log, sign), rtol=1e-6
+    )
 
 
 def test_numbers_of_the_table():

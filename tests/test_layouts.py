@@ -44,10 +44,14 @@ def gradient_of(results):
 @each_function
 @each_dtype
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
-@pytest.mark.parametrize(("shape", "axis"), [((70, 7), -1), ((7, 70), 0), ((5, 300), 1), ((3, 21, 19), 1), ((2, 3, 4, 5), 2)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((70, 7), -1), ((7, 70), 0), ((5, 300), 1), ((3, 21, 19), 1), ((2, 3, 4, 5), 2)]
+)
 def test_layout_of_the_inputs(function, layout, shape, axis, dtype, seed):
     made = made_for(function, shape, axis, dtype, seed)
-    arranged = {name: layout(value) if isinstance(value, np.ndarray) else value for name, value in made.items()}
+    arranged = {
+        name: layout(value) if isinstance(value, np.ndarray) else value for name, value in made.items()
+    }
     before = {name: value.copy() for name, value in made.items() if isinstance(value, np.ndarray)}
     accuracy.assert_accurate(getattr(cylsm, function)(**arranged), accuracy.expected(function, **made))
     for name, value in before.items():
@@ -83,7 +87,9 @@ def test_classes_along_the_first_axis(function, classes, inner, dtype, seed):
 
 @each_function
 @each_dtype
-@pytest.mark.parametrize("shape", [(2, 10, 3, 5), (3, 5, 1, 1), (1, 21, 16, 17), (4, 2, 7), (2, 300, 3), (1, 1, 4, 4)])
+@pytest.mark.parametrize(
+    "shape", [(2, 10, 3, 5), (3, 5, 1, 1), (1, 21, 16, 17), (4, 2, 7), (2, 300, 3), (1, 1, 4, 4)]
+)
 def test_classes_along_a_middle_axis(function, shape, dtype, seed):
     """The layout of PyTorch, (N, C, d1, ..., dk)."""
     made = made_for(function, shape, 1, dtype, seed)
@@ -91,17 +97,23 @@ def test_classes_along_a_middle_axis(function, shape, dtype, seed):
     if "target" in made:
         for reduction in ("mean", "sum"):
             reduced = made | {"reduction": reduction}
-            accuracy.assert_accurate(getattr(cylsm, function)(**reduced), accuracy.expected(function, **reduced))
+            accuracy.assert_accurate(
+                getattr(cylsm, function)(**reduced), accuracy.expected(function, **reduced)
+            )
 
 
 @pytest.mark.parametrize("function", accuracy.ROW_OPERATIONS + accuracy.BACKWARD)
-@pytest.mark.parametrize("axis", [None, (), (0,), (0, 1), (1, 0), (0, 2), (2, 0), (1, 3), (0, 1, 2, 3), (-1, -2), (3, 0)])
+@pytest.mark.parametrize(
+    "axis", [None, (), (0,), (0, 1), (1, 0), (0, 2), (2, 0), (1, 3), (0, 1, 2, 3), (-1, -2), (3, 0)]
+)
 @pytest.mark.parametrize("layout", [np.copy, layouts.transposed, layouts.spaced, layouts.swapped])
 @each_dtype
 def test_several_axes(function, axis, layout, dtype, rng):
     x = rng.normal(size=(3, 4, 5, 6)).astype(dtype) * 4
     made = cases.arguments(function, x, rng, axis)
-    arranged = {name: layout(value) if isinstance(value, np.ndarray) else value for name, value in made.items()}
+    arranged = {
+        name: layout(value) if isinstance(value, np.ndarray) else value for name, value in made.items()
+    }
     accuracy.assert_accurate(getattr(cylsm, function)(**arranged), accuracy.expected(function, **made))
 
 
@@ -116,7 +128,9 @@ def test_kept_axes(axis, dtype, rng):
     accuracy.assert_same_bits(out, kept)
     for grad_output in (kept, kept.reshape(cylsm.logsumexp(x, axis).shape)):
         made = {"grad_output": grad_output, "x": x, "axis": axis}
-        accuracy.assert_accurate(cylsm.logsumexp_backward(**made), accuracy.expected("logsumexp_backward", **made))
+        accuracy.assert_accurate(
+            cylsm.logsumexp_backward(**made), accuracy.expected("logsumexp_backward", **made)
+        )
 
 
 @pytest.mark.parametrize("axis", [0, -1, None])
@@ -139,7 +153,9 @@ def test_one_number_is_one_row_of_one_element(axis):
 @each_with_out
 @each_dtype
 @pytest.mark.parametrize("layout", layouts.WRITABLE)
-@pytest.mark.parametrize(("shape", "axis"), [((70, 7), -1), ((70, 7), 0), ((5, 300), 1), ((3, 21, 19), 1), ((9, 4200), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((70, 7), -1), ((70, 7), 0), ((5, 300), 1), ((3, 21, 19), 1), ((9, 4200), 1)]
+)
 def test_layout_of_out(function, layout, shape, axis, dtype, seed):
     """Where a result is stored changes none of its bits, and nothing beside it."""
     made = made_for(function, shape, axis, dtype, seed)
@@ -164,7 +180,9 @@ def test_out_of_one_number(function, rng):
 
 @pytest.mark.parametrize("function", SHAPED_LIKE_INPUT)
 @each_dtype
-@pytest.mark.parametrize(("shape", "axis"), [((70, 7), -1), ((70, 7), 0), ((130, 33), 1), ((3, 21, 19), 1), ((3, 9000), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((70, 7), -1), ((70, 7), 0), ((130, 33), 1), ((3, 21, 19), 1), ((3, 9000), 1)]
+)
 def test_out_is_an_input(function, shape, axis, dtype, seed):
     made = made_for(function, shape, axis, dtype, seed)
     wanted = getattr(cylsm, function)(**made)
@@ -178,13 +196,19 @@ def test_out_is_an_input(function, shape, axis, dtype, seed):
 
 @pytest.mark.parametrize("function", SHAPED_LIKE_INPUT)
 @each_dtype
-@pytest.mark.parametrize(("shape", "axis"), [((70, 7), -1), ((70, 7), 0), ((5, 300), 1), ((2, 9000), 1), ((3, 21, 19), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((70, 7), -1), ((70, 7), 0), ((5, 300), 1), ((2, 9000), 1), ((3, 21, 19), 1)]
+)
 def test_out_overlaps_an_input(function, shape, axis, dtype, seed):
     """The result is as from a copy, wherever the two lie in one another."""
     made = made_for(function, shape, axis, dtype, seed)
     wanted = gradient_of(getattr(cylsm, function)(**made))
     size = int(np.prod(shape))
-    shifts = [shift for shift in (1, -1, 3, -16, shape[-1], -shape[-1], size // 2, -(size // 2)) if abs(shift) < size]
+    shifts = [
+        shift
+        for shift in (1, -1, 3, -16, shape[-1], -shape[-1], size // 2, -(size // 2))
+        if abs(shift) < size
+    ]
     for name, value in made.items():
         if np.shape(value) != shape:
             continue
@@ -244,7 +268,10 @@ def test_out_overlaps_what_is_not_shaped_like_it(function, dtype, rng):
     integer = np.dtype(f"i{scores.itemsize}")
     for place in (0, 17, 440):
         made = {name: scores, "target": rng.integers(10, size=50), "reduction": "none"}
-        made |= {"weight": rng.uniform(0.5, 2, 10).astype(dtype), "grad_output": rng.normal(size=50).astype(dtype)}
+        made |= {
+            "weight": rng.uniform(0.5, 2, 10).astype(dtype),
+            "grad_output": rng.normal(size=50).astype(dtype),
+        }
         wanted = getattr(cylsm, function)(**made)
         for inside in ("target", "weight", "grad_output"):
             out = np.zeros((50, 10), dtype)
@@ -260,9 +287,10 @@ def test_out_overlaps_what_is_not_shaped_like_it(function, dtype, rng):
 @each_dtype
 def test_out_and_both_inputs_are_one_array(function, dtype, rng):
     x = reference.rounded(reference.softmax(rng.normal(size=(40, 9))), dtype)
-    first, second = {"cross_entropy_with_grad": ("logits", "target"), "softmax_backward": ("grad_output", "probs")}.get(
-        function, ("grad_output", "log_probs")
-    )
+    first, second = {
+        "cross_entropy_with_grad": ("logits", "target"),
+        "softmax_backward": ("grad_output", "probs"),
+    }.get(function, ("grad_output", "log_probs"))
     wanted = getattr(cylsm, function)(**{first: x, second: x.copy()})
     results = getattr(cylsm, function)(**{first: x, second: x}, out=x)
     assert gradient_of(results) is x
@@ -314,6 +342,8 @@ def test_temporaries_stay_small(isa):
         [sys.executable, "-c", TEMPORARIES], env=environment, capture_output=True, text=True, timeout=100
     )
     assert run.returncode == 0, run.stderr
-    growth = {name: int(kilobytes) for name, kilobytes in (line.split(": ") for line in run.stdout.splitlines())}
+    growth = {
+        name: int(kilobytes) for name, kilobytes in (line.split(": ") for line in run.stdout.splitlines())
+    }
     assert len(growth) == 10
     assert max(growth.values()) < 2000, growth

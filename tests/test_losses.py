@@ -1,4 +1,4 @@
-"""Losses and their gradients in every combination of options, and the gradients of everything by differences."""
+"""Losses and their gradients in every combination of options, and all gradients by differences."""
 
 import accuracy
 import cases
@@ -179,7 +179,12 @@ def test_what_comes_from_above_to_ignored_rows(function, dtype, rng):
     scores = -abs(rng.normal(size=(6, 4)).astype(dtype))
     target = np.array([0, -100, 1, -100, -100, 2])
     grad_output = np.array([1, np.nan, 0.5, np.inf, -np.inf, -1], dtype)
-    arguments = {scores_name(function): scores, "target": target, "reduction": "none", "grad_output": grad_output}
+    arguments = {
+        scores_name(function): scores,
+        "target": target,
+        "reduction": "none",
+        "grad_output": grad_output,
+    }
     _, gradient = getattr(cylsm, function + "_with_grad")(**arguments)
     assert (gradient[target == -100] == 0).all()
     accuracy.assert_accurate(gradient, accuracy.expected(function + "_with_grad", **arguments)[1:])
@@ -229,7 +234,7 @@ def test_additions_over_many_rows(reduction, dtype):
 
 
 def by_differences(value, x, step=1e-4):
-    """The gradient of a function of float64 arrays, to about 1e-9, by Richardson's extrapolation of central ones."""
+    """The gradient of a function of float64 arrays to about 1e-9: central differences, extrapolated."""
     gradient = np.zeros_like(x)
     for place in np.ndindex(x.shape):
         changes = []
@@ -253,10 +258,14 @@ def assert_is_gradient(gradient, value, x):
 def test_backward_by_differences(axis, rng):
     x, upstream = rng.normal(size=(4, 3, 5)), rng.normal(size=(4, 3, 5))
     sums = upstream.sum(axis)
-    assert_is_gradient(cylsm.logsumexp_backward(sums, x, axis), lambda y: (cylsm.logsumexp(y, axis) * sums).sum(), x)
+    assert_is_gradient(
+        cylsm.logsumexp_backward(sums, x, axis), lambda y: (cylsm.logsumexp(y, axis) * sums).sum(), x
+    )
     log_probs, probs = cylsm.log_softmax(x, axis), cylsm.softmax(x, axis)
     assert_is_gradient(
-        cylsm.log_softmax_backward(upstream, log_probs, axis), lambda y: (cylsm.log_softmax(y, axis) * upstream).sum(), x
+        cylsm.log_softmax_backward(upstream, log_probs, axis),
+        lambda y: (cylsm.log_softmax(y, axis) * upstream).sum(),
+        x,
     )
     assert_is_gradient(
         cylsm.softmax_backward(upstream, probs, axis), lambda y: (cylsm.softmax(y, axis) * upstream).sum(), x
@@ -278,7 +287,9 @@ def test_backward_of_several_axes_by_differences(axis, rng):
         x,
     )
     sums = upstream.sum(axis)
-    assert_is_gradient(cylsm.logsumexp_backward(sums, x, axis), lambda y: (cylsm.logsumexp(y, axis) * sums).sum(), x)
+    assert_is_gradient(
+        cylsm.logsumexp_backward(sums, x, axis), lambda y: (cylsm.logsumexp(y, axis) * sums).sum(), x
+    )
 
 
 @numerical
@@ -288,7 +299,9 @@ def test_backward_of_several_axes_by_differences(axis, rng):
 @pytest.mark.parametrize("kind", ["labels", "probabilities"])
 def test_cross_entropy_by_differences(kind, label_smoothing, weighted, reduction, rng):
     x = rng.normal(size=(3, 5, 2))
-    target = rng.integers(5, size=(3, 2)) if kind == "labels" else cases.distributions(rng, x.shape, np.float64, 1)
+    target = (
+        rng.integers(5, size=(3, 2)) if kind == "labels" else cases.distributions(rng, x.shape, np.float64, 1)
+    )
     if kind == "labels":
         target[0, 1] = -100
     weight = rng.uniform(0.5, 1.5, size=5) if weighted else None

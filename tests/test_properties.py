@@ -1,4 +1,4 @@
-"""Properties that hold for all arrays, shapes, strides, dtypes, axes and options: hypothesis looks for a counterexample.
+"""What holds for all shapes, strides, dtypes, axes and options: hypothesis looks for a counterexample.
 
 The oracle is the first authority, SciPy the second; invariants need neither.
 """
@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 import reference
 import scipy.special
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import cylsm
 
 pytestmark = pytest.mark.usefixtures("isa")
 
-bounded = settings(
-    max_examples=60, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
 dtypes = st.sampled_from((np.float16, *accuracy.FLOATS))
 doubles = st.sampled_from(accuracy.FLOATS[-1:])
 reductions = st.sampled_from(["none", "mean", "sum"])
@@ -35,12 +32,12 @@ def shapes(draw, least=0, most=4):
 
 @st.composite
 def strided(draw, shape, values, dtype):
-    """An array of that shape whose axes lie in memory in any order, forwards or backwards, with gaps or without."""
+    """An array whose axes lie in memory in any order, forwards or backwards, with gaps or without."""
     order = draw(st.permutations(range(len(shape))))
     steps = [draw(st.sampled_from([1, 1, -1, 2, -3])) for _ in shape]
     room = np.zeros([shape[d] * abs(steps[d]) for d in order], dtype)
     view = room.transpose(np.argsort(order).astype(int)) if shape else room
-    view = view[tuple(slice(None, None, step) for step in steps)]
+    view = view[(..., *(slice(None, None, step) for step in steps))]
     view[...] = reference.rounded(values, dtype).reshape(shape)
     return view
 
@@ -77,7 +74,6 @@ def assert_agrees(function, **arguments):
 # The oracle
 
 
-@bounded
 @given(st.data())
 def test_row_operations(data):
     dtype, shape = data.draw(dtypes), data.draw(shapes())
@@ -90,7 +86,6 @@ def test_row_operations(data):
     np.testing.assert_array_equal(x, before)
 
 
-@bounded
 @given(st.data())
 def test_weighted_logsumexp(data):
     dtype, shape = data.draw(dtypes), data.draw(shapes(least=1))
@@ -104,7 +99,6 @@ def test_weighted_logsumexp(data):
     assert_agrees("logsumexp", x=x, b=abs(b), axis=axis)
 
 
-@bounded
 @given(st.data())
 def test_backward(data):
     dtype, shape = data.draw(dtypes), data.draw(shapes())
@@ -112,13 +106,14 @@ def test_backward(data):
     x = data.draw(numbers(shape, dtype, extremes=(-INF, 0.0)))
     grads = data.draw(numbers(shape, data.draw(dtypes), extremes=(0.0,), scale=0.3))
     sums = reference.logsumexp(np.zeros(shape), axis, keepdims=data.draw(st.booleans())).shape
-    assert_agrees("logsumexp_backward", grad_output=data.draw(numbers(sums, dtype, (0.0,), 0.3)), x=x, axis=axis)
+    assert_agrees(
+        "logsumexp_backward", grad_output=data.draw(numbers(sums, dtype, (0.0,), 0.3)), x=x, axis=axis
+    )
     for function, name in (("log_softmax", "log_probs"), ("softmax", "probs")):
         saved = data.draw(strided(shape, getattr(reference, function)(x, axis), dtype))
         assert_agrees(function + "_backward", **{"grad_output": grads, name: saved, "axis": axis})
 
 
-@bounded
 @given(st.data())
 def test_losses(data):
     function = data.draw(st.sampled_from(accuracy.LOSSES))
@@ -136,15 +131,23 @@ def test_losses(data):
     options["ignore_index"] = data.draw(st.sampled_from([None, -100, -1, 0, shape[axis], 10**6]))
     target = rng.integers(shape[axis], size=rows)
     if options["ignore_index"] is not None:
-        target = np.where(rng.random(rows) < data.draw(st.sampled_from([0, 0.3, 1])), options["ignore_index"], target)
-    target = data.draw(strided(rows, target, data.draw(st.sampled_from([np.int64, np.int32, np.dtype(">i4")]))))
+        target = np.where(
+            rng.random(rows) < data.draw(st.sampled_from([0, 0.3, 1])), options["ignore_index"], target
+        )
+    target = data.draw(
+        strided(rows, target, data.draw(st.sampled_from([np.int64, np.int32, np.dtype(">i4")])))
+    )
     if function == "cross_entropy":
         options["label_smoothing"] = data.draw(st.sampled_from([0.0, 0.0, 0.25, 1.0]))
         if data.draw(st.booleans()):
             shares = data.draw(numbers(shape, data.draw(dtypes), extremes=(0.0,), scale=1.0))
             target = abs(shares)
             options["ignore_index"] = None
-    given_arguments = {"logits" if function == "cross_entropy" else "log_probs": scores, "target": target, **options}
+    given_arguments = {
+        "logits" if function == "cross_entropy" else "log_probs": scores,
+        "target": target,
+        **options,
+    }
     assert_agrees(function, **given_arguments)
     above = rows if options["reduction"] == "none" and data.draw(st.booleans()) else ()
     grad_output = data.draw(numbers(above, dtype, extremes=(0.0,), scale=0.3))
@@ -154,44 +157,36 @@ def test_losses(data):
 # SciPy
 
 
-@bounded
 @given(st.data())
 def test_scipy_agrees(data):
     dtype, shape = data.draw(doubles), data.draw(shapes(least=1))
-    assume(0 not in shape)  # SciPy gives empty sums the sign -1
+    assume(0 not in shape)
     x, axis = data.draw(numbers(shape, dtype, extremes=(INF, -INF, np.nan))), data.draw(axes(len(shape)))
-    keepdims, close = data.draw(st.booleans()), {"rtol": 3e-6 if dtype == np.float32 else 1e-13}
-    with np.errstate(all="ignore"):
-        theirs = [
-            scipy.special.logsumexp(x, axis, keepdims=keepdims),
-            scipy.special.log_softmax(x, axis),
-            scipy.special.softmax(x, axis),
-        ]
+    keepdims = data.draw(st.booleans())
     ours = [cylsm.logsumexp(x, axis, keepdims=keepdims), cylsm.log_softmax(x, axis), cylsm.softmax(x, axis)]
-    for mine, other in zip(ours[:2], theirs[:2], strict=True):
-        np.testing.assert_allclose(mine, other, atol=1e-5 if dtype == np.float32 else 1e-13, **close)
-    if not (x == INF).any():  # SciPy's softmax has nan in the whole row then
-        np.testing.assert_allclose(ours[2], theirs[2], atol=1e-6 if dtype == np.float32 else 1e-15, **close)
+    rounding = 50 * np.finfo(dtype).eps
+    with np.errstate(all="ignore"):
+        theirs = [scipy.special.logsumexp(x, axis, keepdims=keepdims), scipy.special.log_softmax(x, axis)]
+        if not (x == INF).any():  # SciPy's softmax is nan in the whole row then
+            theirs.append(scipy.special.softmax(x, axis))
+        for mine, other in zip(ours, theirs, strict=False):
+            np.testing.assert_allclose(mine, other, rtol=rounding, atol=rounding)
 
 
-@bounded
 @given(st.data())
 def test_scipy_agrees_with_weights(data):
     dtype, shape = data.draw(doubles), data.draw(shapes(least=1))
     assume(0 not in shape)
     x, axis = data.draw(numbers(shape, dtype, extremes=(-INF, 0.0), scale=3.0)), data.draw(axes(len(shape)))
     b = data.draw(numbers(shape, dtype, extremes=(0.0, 1.0), scale=1.0))
+    ours, our_sign = cylsm.logsumexp(x, axis, b=b, return_sign=True)
+    plain = cylsm.logsumexp(x, axis, b=b)
     with np.errstate(all="ignore"):
         log, sign = scipy.special.logsumexp(x, axis, b=b, return_sign=True)
-        size = scipy.special.logsumexp(x, axis, b=abs(b))
-        plain = scipy.special.logsumexp(x, axis, b=b)
-    ours, our_sign = cylsm.logsumexp(x, axis, b=b, return_sign=True)
-    with np.errstate(all="ignore"):
-        clear = np.asarray((log > size - 10) | (log == size))  # where little cancels
-        np.testing.assert_allclose(np.where(clear, ours, 0), np.where(clear, log, 0), rtol=1e-9, atol=1e-9)
-        np.testing.assert_array_equal(np.where(clear, our_sign, 0), np.where(clear, sign, 0))
-        unsigned = cylsm.logsumexp(x, axis, b=b)
-        np.testing.assert_allclose(np.where(clear, unsigned, 0), np.where(clear, plain, 0), rtol=1e-9, atol=1e-9)
+        cancelled = scipy.special.logsumexp(x, axis, b=abs(b)) - log > 5
+        for mine, other in ((ours, log), (our_sign, sign), (plain, scipy.special.logsumexp(x, axis, b=b))):
+            mine, other = np.where(cancelled, 0, mine), np.where(cancelled, 0, other)
+            np.testing.assert_allclose(mine, other, rtol=1e-4 if dtype == np.float32 else 1e-12, atol=1e-12)
 
 
 # Invariants
@@ -200,11 +195,13 @@ def test_scipy_agrees_with_weights(data):
 @st.composite
 def batches(draw, dtype, least_classes=1):
     """Finite rows along the last axis."""
-    shape = draw(st.integers(1, 5)), draw(st.sampled_from([*range(least_classes, 20), 33, 64, 65, 129, 1000, 4100]))
+    shape = (
+        draw(st.integers(1, 5)),
+        draw(st.sampled_from([*range(least_classes, 20), 33, 64, 65, 129, 1000, 4100])),
+    )
     return draw(numbers(shape, dtype, extremes=(0.0,)))
 
 
-@bounded
 @given(st.data())
 def test_shifts_cancel(data):
     """log_softmax(x + c) is log_softmax(x), bit for bit where x + c is exact."""
@@ -215,10 +212,11 @@ def test_shifts_cancel(data):
     accuracy.assert_same_bits(cylsm.softmax(x + shift), cylsm.softmax(x))
     target = data.draw(st.integers(0, x.shape[1] - 1))
     labels = np.full(len(x), target)
-    accuracy.assert_same_bits(cylsm.cross_entropy_with_grad(x + shift, labels), cylsm.cross_entropy_with_grad(x, labels))
+    accuracy.assert_same_bits(
+        cylsm.cross_entropy_with_grad(x + shift, labels), cylsm.cross_entropy_with_grad(x, labels)
+    )
 
 
-@bounded
 @given(st.data())
 def test_sums(data):
     """Probabilities add up to 1, the rows of a gradient to 0, to the rounding of their terms."""
@@ -241,7 +239,6 @@ def test_sums(data):
         np.testing.assert_allclose(gradient.sum(-1, dtype=np.float64), 0, atol=rounding * size)
 
 
-@bounded
 @given(st.data())
 def test_classes_may_be_permuted(data):
     """Results follow, to the rounding of another order of addition."""
@@ -256,12 +253,13 @@ def test_classes_may_be_permuted(data):
     label = data.draw(st.integers(0, x.shape[1] - 1))
     at = np.flatnonzero(order == label)[0]
     made = {"target": np.full(len(x), at), "reduction": "none"}
-    expected = accuracy.expected("cross_entropy_with_grad", logits=x, **made | {"target": np.full(len(x), label)})
+    expected = accuracy.expected(
+        "cross_entropy_with_grad", logits=x, **made | {"target": np.full(len(x), label)}
+    )
     permuted = cylsm.cross_entropy_with_grad(x[:, order], **made)
     accuracy.assert_accurate(permuted, (expected[0], expected[1][:, order]))
 
 
-@bounded
 @given(st.data())
 def test_parts_of_a_sum(data):
     """The logsumexp of a concatenation is the logsumexp of the parts'."""
@@ -274,7 +272,6 @@ def test_parts_of_a_sum(data):
     np.testing.assert_allclose(cylsm.logsumexp(parts), whole, atol=rounding, rtol=0)
 
 
-@bounded
 @given(st.data())
 def test_one_row_is_as_in_its_batch(data):
     """A loss is reduced from what it is for each row."""

@@ -6,7 +6,7 @@ cdef ndarray real_array(object x, str name)
 cdef object result_dtype(ndarray a)
 cdef bint computes_wide(ndarray a)
 cdef int one_axis(object axis, int ndim, str name) except -1
-cdef tuple all_axes(object axis, int ndim)
+cdef tuple all_axes(object axis, int ndim, str name)
 cdef ndarray checked_out(object out, ndarray like, object dtype)
 cdef ndarray out_of_shape(object out, tuple shape, object dtype)
 cdef bint same_memory(ndarray a, ndarray b)

@@ -111,21 +111,21 @@ cdef Py_ssize_t clipped(object i):
     return i if -1000 < i < 1000 else 1000
 
 
-cdef tuple all_axes(object axis, int ndim):
+cdef tuple all_axes(object axis, int ndim, str name):
     """axis as a tuple of distinct axes in ascending order."""
     if axis is None:
         return tuple(range(ndim))
     if isinstance(axis, (tuple, list)):
         if isinstance(axis, list):
             raise TypeError(f"axis must be an integer, a tuple of integers or None, not {axis!r}")
-        axes = sorted([one_axis(i, ndim, "x") for i in axis])
+        axes = sorted([one_axis(i, ndim, name) for i in axis])
         if len(set(axes)) < len(axes):
             raise ValueError(f"axis must not be repeated, but is {axis!r}")
         return tuple(axes)
     if ndim == 0 and isinstance(axis, int) and axis in (0, -1):
         return ()
     try:
-        return (one_axis(axis, ndim, "x"),)
+        return (one_axis(axis, ndim, name),)
     except TypeError:
         raise TypeError(f"axis must be an integer, a tuple of integers or None, not {axis!r}") from None
 
@@ -166,7 +166,7 @@ cdef ndarray accepted_out(object out, object dtype):
         raise TypeError(f"out must be a numpy.ndarray, not {type(out).__name__}")
     if isinstance(out, masked):
         raise TypeError("out must not be a masked array")
-    if cnp.PyArray_TYPE(<ndarray> out) != <int> dtype.num:
+    if cnp.PyArray_TYPE(<ndarray> out) != <int> dtype.num or not cnp.PyArray_ISNOTSWAPPED(<ndarray> out):
         raise TypeError(f"out must have dtype {dtype}, not {out.dtype}")
     if not cnp.PyArray_ISWRITEABLE(<ndarray> out):
         raise ValueError("out must be writable, but is read-only")
@@ -231,9 +231,9 @@ cdef ndarray apart(ndarray a, ndarray out):
 
 cdef int describe(Operand *operand, ndarray a, bint wide) except -1:
     """All but the strides."""
-    cdef int element = element_of(a)
+    cdef Element element = <Element> element_of(a)
     operand.data = <char *> cnp.PyArray_DATA(a)
-    operand.element = <Element> element
+    operand.element = element
     operand.swapped = not cnp.PyArray_ISNOTSWAPPED(a)
     operand.item_bytes = cnp.PyArray_ITEMSIZE(a)
     operand.native = (element == (FLOAT64 if wide else FLOAT32) and not operand.swapped

@@ -1,13 +1,17 @@
 """What was built, and what of it runs here."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, overload
 
 from cylsm import _driver, _threads
 
 __version__ = version("cylsm")
 
 
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """Print or return how cylsm was built and what it uses on this machine.
 

@@ -231,6 +231,7 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.block.state.log_sum = take(base, &used, entries)
     worker.block.state.scale = take(base, &used, entries)
     worker.block.state.mass = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
+    worker.block.state.mass_carry = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
     worker.block.state.cost = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
     worker.block.factor = take(base, &used, rows * plan.size)
     worker.block.scratch = <char *> take(base, &used, plan.block_rows * task.row_scratch)
@@ -286,10 +287,10 @@ cdef void store_piece(const Plan *plan, const Block *block, Py_ssize_t t, const 
     cdef Py_ssize_t classes = tile_length(plan, t)
     cdef char *data = row_of(plan.task, out, block) + t * plan.tile * out.class_stride
     if plan.regime == STRIP:
-        plan.kernels.store(out.element, out.swapped, piece, block.rows, classes, block.rows, data, out.class_stride,
+        plan.kernels.store(out.element, piece, block.rows, classes, block.rows, data, out.class_stride,
                            row_stride(plan, out))
     else:
-        plan.kernels.store(out.element, out.swapped, piece, classes, block.rows, classes, data, row_stride(plan, out),
+        plan.kernels.store(out.element, piece, classes, block.rows, classes, data, row_stride(plan, out),
                            out.class_stride)
 
 

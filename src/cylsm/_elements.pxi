@@ -26,17 +26,6 @@ cdef inline element element_at(const element *type_only, const char *p, bint swa
     return v
 
 
-cdef inline void put_element(element v, char *p, bint swapped) noexcept nogil:
-    cdef char bytes_here[8]
-    cdef size_t i
-    if swapped:
-        memcpy(bytes_here, &v, sizeof(element))
-        for i in range(sizeof(element)):
-            p[i] = bytes_here[sizeof(element) - 1 - i]
-    else:
-        memcpy(p, &v, sizeof(element))
-
-
 cdef inline float float_of_half(uint16_t half) noexcept nogil:
     """Without branches: the exponent is rebased by a multiplication, which also normalises subnormals."""
     cdef float magnitude = float_of_bits(<uint32_t> (half & 0x7fff) << 13) * float_of_bits(<uint32_t> 0x77800000)
@@ -109,27 +98,23 @@ cdef void load(Element element_kind, bint swapped, const char *data, Py_ssize_t 
         load_as(<const uint8_t *> NULL, False, swapped, data, outer_stride, inner_stride, outer, inner, out, out_step)
 
 
-cdef inline void store_as(bint half, element type_only, bint swapped, const real *x, Py_ssize_t x_step,
-                          Py_ssize_t outer, Py_ssize_t inner, char *data, Py_ssize_t outer_stride,
-                          Py_ssize_t inner_stride) noexcept nogil:
+cdef inline void store_as(bint half, element type_only, const real *x, Py_ssize_t x_step, Py_ssize_t outer,
+                          Py_ssize_t inner, char *data, Py_ssize_t outer_stride, Py_ssize_t inner_stride) noexcept nogil:
     cdef Py_ssize_t i, j
-    cdef char *row
+    cdef element v
     for i in range(outer):
-        row = data + i * outer_stride
         for j in range(inner):
-            if half:
-                put_element(half_of_float(<float> x[i * x_step + j]), row + j * inner_stride, swapped)
-            else:
-                put_element(<element> x[i * x_step + j], row + j * inner_stride, swapped)
+            v = <element> half_of_float(<float> x[i * x_step + j]) if half else <element> x[i * x_step + j]
+            memcpy(data + i * outer_stride + j * inner_stride, &v, sizeof(element))
 
 
-cdef void store(Element element_kind, bint swapped, const real *x, Py_ssize_t x_step, Py_ssize_t outer,
-                Py_ssize_t inner, char *data, Py_ssize_t outer_stride, Py_ssize_t inner_stride) noexcept nogil:
+cdef void store(Element element_kind, const real *x, Py_ssize_t x_step, Py_ssize_t outer, Py_ssize_t inner, char *data,
+                Py_ssize_t outer_stride, Py_ssize_t inner_stride) noexcept nogil:
     if element_kind == FLOAT16:
-        store_as(True, <uint16_t> 0, swapped, x, x_step, outer, inner, data, outer_stride, inner_stride)
+        store_as(True, <uint16_t> 0, x, x_step, outer, inner, data, outer_stride, inner_stride)
     elif element_kind == FLOAT32:
-        store_as(False, <float> 0, swapped, x, x_step, outer, inner, data, outer_stride, inner_stride)
+        store_as(False, <float> 0, x, x_step, outer, inner, data, outer_stride, inner_stride)
     else:
-        store_as(False, <double> 0, swapped, x, x_step, outer, inner, data, outer_stride, inner_stride)
+        store_as(False, <double> 0, x, x_step, outer, inner, data, outer_stride, inner_stride)
 
 

@@ -92,7 +92,7 @@ cdef object shaped_like_x(int operation, object x, object axis, object out, obje
         compute(operation, a, class_axis, b, None, result, out is not None)
         return result
     result = checked_out(out, a, result_dtype(a))
-    compute_joined(operation, a, all_axes(axis, a.ndim), b, None, result, out is not None)
+    compute_joined(operation, a, all_axes(axis, a.ndim, x_name), b, None, result, out is not None)
     return result if result.ndim > 0 or out is not None else result[()]
 
 
@@ -393,7 +393,7 @@ cdef void add_totals(real *value, const RowState *state, Py_ssize_t first, Py_ss
 
 
 cdef void write_rows(Task *task, Block *block, const Operand *operand, const void *values) noexcept nogil:
-    kernels(task.wide).store(operand.element, operand.swapped, values, 0, 1, block.rows,
+    kernels(task.wide).store(operand.element, values, 0, 1, block.rows,
                              row_of(task, operand, block), 0, operand.row_strides[task.ndim - 1])
 
 
@@ -479,7 +479,7 @@ def logsumexp(x, axis=-1, *, b=None, keepdims=False, return_sign=False, out=None
                              f"{(<object> weights).shape}") from None
         a = np.broadcast_to(a, shape)
         weights = np.broadcast_to(weights, shape)
-    axes = all_axes(axis, a.ndim)
+    axes = all_axes(axis, a.ndim, "x")
     if keepdims:
         shape = tuple([1 if i in axes else a.shape[i] for i in range(a.ndim)])
     else:
@@ -596,7 +596,7 @@ def logsumexp_backward(grad_output, x, axis=-1, *, out=None):
     cdef ndarray a = real_array(x, "x")
     cdef ndarray factor = real_array(required(grad_output), "grad_output")
     cdef ndarray result
-    cdef tuple axes = all_axes(axis, a.ndim)
+    cdef tuple axes = all_axes(axis, a.ndim, "x")
     rest = rest_of(a, axes)
     kept = tuple([1 if i in axes else a.shape[i] for i in range(a.ndim)])
     if (<object> factor).shape != rest:

@@ -45,10 +45,11 @@ cdef struct RowState:
     void *top        # the largest element that is not nan; -inf where there is none
     void *ties       # how many equal it, or the sum of their weights
     void *rest       # sum of exp(x - top) over the others; for the backward operations the sum itself
-    void *carry      # what rest's rounding lost
+    void *carry      # what rest's rounding lost; after MIXTURE_COST what cost's did
     void *log_sum    # log(ties + rest)
     void *scale      # factor / (ties + rest); for the backward operations the sum
     void *mass
+    void *mass_carry
     void *cost
 
 # Fills entries first .. first + rows of the state; `exps`, if not NULL, receives exp(x - top).
@@ -77,8 +78,8 @@ ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, con
 ctypedef void (*load_kernel)(Element element, bint swapped, const char *data, Py_ssize_t outer_stride,
                              Py_ssize_t inner_stride, Py_ssize_t outer, Py_ssize_t inner, void *out,
                              Py_ssize_t out_step) noexcept nogil
-# The way back, to FLOAT16, FLOAT32 or FLOAT64.
-ctypedef void (*store_kernel)(Element element, bint swapped, const void *x, Py_ssize_t x_step, Py_ssize_t outer,
+# The way back, to FLOAT16, FLOAT32 or FLOAT64 in the machine's byte order.
+ctypedef void (*store_kernel)(Element element, const void *x, Py_ssize_t x_step, Py_ssize_t outer,
                               Py_ssize_t inner, char *data, Py_ssize_t outer_stride,
                               Py_ssize_t inner_stride) noexcept nogil
 # out[i] = exp(x[i]) for x <= 0, and out[i] = log(x[i] + y[i]) for x >= 1, y >= 0: for tests of the primitives.

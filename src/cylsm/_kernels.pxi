@@ -7,7 +7,7 @@
 #     of a confident row, log1p(rest), keeps all its digits, and no row needs a special case: in a row with +inf the
 #     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan, which the maximum skips,
 #     reaches rest through exp.
-# (c) Sums are compensated (Kahan; four terms are added as a tree first). The pair (rest, carry) is used in full by
+# (c) Sums are compensated, term by term (Kahan): a few large rivals may share a lane. The pair (rest, carry) is used in full by
 #     the logarithm.
 # (d) The end of a row that is no multiple of LANES is read as one overlapping vector whose known lanes are masked. It
 #     is copied before anything is stored, since `out` may be the input.
@@ -80,14 +80,13 @@ cdef enum:
 
 # ---- exp and log -----------------------------------------------------------------------------------------------
 
-cdef inline real exp_mantissa(real x, real *shifted) noexcept nogil:
-    """exp(x) / 2**n with n = round(x / ln 2). The lowest bits of `shifted` are n, the exponent's bias and exp_unit's."""
+cdef inline real exp_mantissa(real x, real x_low, real *shifted) noexcept nogil:
+    """exp(x + x_low) / 2**n with n = round(x / ln 2). `shifted` ends in the bits of n, exponent bias and exp_unit."""
     cdef real n, r, p
     if real is float:
         shifted[0] = x * <float> 1.4426950408889634 + <float> 12583069.0
         n = shifted[0] - <float> 12583069.0
-        r = x - n * <float> 0.693145751953125
-        r = r - n * <float> 1.4286068203094173e-06
+        r = (x - n * <float> 0.693145751953125) + (x_low - n * <float> 1.4286068203094173e-06)
         p = <float> 0.0013814540579915047
         p = p * r + <float> 0.00836874544620514
         p = p * r + <float> 0.04166838899254799
@@ -96,8 +95,7 @@ cdef inline real exp_mantissa(real x, real *shifted) noexcept nogil:
     else:
         shifted[0] = x * 1.4426950408889634 + 6755399441056827.0
         n = shifted[0] - 6755399441056827.0
-        r = x - n * 6.93147180369123816490e-01
-        r = r - n * 1.90821492927058770002e-10
+        r = (x - n * 6.93147180369123816490e-01) + (x_low - n * 1.90821492927058770002e-10)
         p = 2.500001885308334e-08
         p = p * r + 2.7630306255647857e-07
         p = p * r + 2.755758680384707e-06
@@ -112,17 +110,20 @@ cdef inline real exp_mantissa(real x, real *shifted) noexcept nogil:
     return p * r + <real> 1.0
 
 
-cdef inline real exp_of_gap(real x) noexcept nogil:
-    """exp(x) / exp_unit for x not above 0 (or nan): raised so far that sums of subnormal numbers keep their digits."""
-    cdef real shifted, p
+cdef inline real exp_of_gap(real x, real top) noexcept nogil:
+    """exp(x - top) / exp_unit for x not above top (or nan): raised so far that sums of subnormals keep their digits.
+
+    The rounding of x - top, which in a short row would cost more than all the rest, is carried along.
+    """
+    cdef real gap = x - top
+    cdef real v = gap - x
+    cdef real lost = (x - (gap - v)) - (top + v)
+    cdef real shifted
+    cdef real p = exp_mantissa(gap, lost, &shifted)
     if real is float:
-        x = <float> -108.9 if x < <float> -108.9 else x
-        p = exp_mantissa(x, &shifted)
-        return p * float_of_bits(bits_of_float(shifted) << 23)
+        return <real> 0.0 if gap < <real> -108.0 else p * float_of_bits(bits_of_float(shifted) << 23)
     else:
-        x = -750.6 if x < -750.6 else x
-        p = exp_mantissa(x, &shifted)
-        return p * double_of_bits(bits_of_double(shifted) << 52)
+        return <real> 0.0 if gap < -750.0 else p * double_of_bits(bits_of_double(shifted) << 52)
 
 
 cdef inline real exp_unit(const real *any) noexcept nogil:
@@ -140,14 +141,14 @@ cdef inline real exp_of_any(real x) noexcept nogil:
     cdef uint64_t n
     if real is float:
         x = <float> 89.0 if x > <float> 89.0 else x
-        p = exp_mantissa(<float> -108.9 if x < <float> -108.9 else x, &shifted)
+        p = exp_mantissa(<float> -108.9 if x < <float> -108.9 else x, <float> 0.0, &shifted)
         n_float = bits_of_float(shifted) & <uint32_t> 0x1ff
         p = p * float_of_bits(((n_float >> 1) + <uint32_t> 48) << 23)
         p = p * float_of_bits((n_float - (n_float >> 1) + <uint32_t> 49) << 23)
         return <float> 0.0 if x < <float> -108.0 else p
     else:
         x = 710.0 if x > 710.0 else x
-        p = exp_mantissa(-750.6 if x < -750.6 else x, &shifted)
+        p = exp_mantissa(-750.6 if x < -750.6 else x, 0.0, &shifted)
         n = bits_of_double(shifted) & <uint64_t> 0xfff
         p = p * double_of_bits(((n >> 1) + <uint64_t> 481) << 52)
         p = p * double_of_bits((n - (n >> 1) + <uint64_t> 482) << 52)
@@ -304,10 +305,10 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
             v2 = seen(operation, x[(c + 2) * x_step + j], w2)
             v3 = seen(operation, x[(c + 3) * x_step + j], w3)
             if not backward:
-                e0 = exp_of_gap(v0 - top[j])
-                e1 = exp_of_gap(v1 - top[j])
-                e2 = exp_of_gap(v2 - top[j])
-                e3 = exp_of_gap(v3 - top[j])
+                e0 = exp_of_gap(v0, top[j])
+                e1 = exp_of_gap(v1, top[j])
+                e2 = exp_of_gap(v2, top[j])
+                e3 = exp_of_gap(v3, top[j])
                 ties[j] += ((tie_of(operation, v0, w0, top[j]) + tie_of(operation, v1, w1, top[j]))
                             + (tie_of(operation, v2, w2, top[j]) + tie_of(operation, v3, w3, top[j])))
             if keep:
@@ -315,10 +316,10 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
                 kept[width + j] = e1
                 kept[2 * width + j] = e2
                 kept[3 * width + j] = e3
-            add_term(backward,
-                     (term_of(operation, v0, w0, top[j], e0) + term_of(operation, v1, w1, top[j], e1))
-                     + (term_of(operation, v2, w2, top[j], e2) + term_of(operation, v3, w3, top[j], e3)),
-                     &total[j], &carry[j])
+            add_term(backward, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
+            add_term(backward, term_of(operation, v1, w1, top[j], e1), &total[j], &carry[j])
+            add_term(backward, term_of(operation, v2, w2, top[j], e2), &total[j], &carry[j])
+            add_term(backward, term_of(operation, v3, w3, top[j], e3), &total[j], &carry[j])
         if keep:
             for k in range(4):
                 for j in range(width):
@@ -329,7 +330,7 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
                 w0 = y[c * y_step + j]
             v0 = seen(operation, x[c * x_step + j], w0)
             if not backward:
-                e0 = exp_of_gap(v0 - top[j])
+                e0 = exp_of_gap(v0, top[j])
                 ties[j] += tie_of(operation, v0, w0, top[j])
             if keep:
                 kept[j] = e0
@@ -354,26 +355,27 @@ cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
             add_term(True, gap, &cost[j], &cost_carry[j])
 
 
-cdef inline real applied(int operation, bint kept, real x, real y, real top, real low, real mass, real others,
-                         real factor) noexcept nogil:
+cdef inline real applied(int operation, bint kept, real x, real y, real top, real low, real mass, real mass_carry,
+                         real others, real factor) noexcept nogil:
     """One element of the result. `low` is log_sum or scale; `others` the probability of all but one of the ties."""
+    cdef real p
     if operation == LOG_SOFTMAX:
         return (x - top) - low
     elif operation == SOFTMAX:
-        return ((x if kept else exp_of_gap(x - top)) * exp_unit(&low)) * low
+        return ((x if kept else exp_of_gap(x, top)) * exp_unit(&low)) * low
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_of_any(y) * low
     elif operation == SOFTMAX_BACKWARD:
         return y * (x - low)
     else:
-        # mass * p - y would cancel where p is near 1: there p is 1 - others.
-        return factor * ((mass - y) - mass * others if x == top
-                         else mass * ((exp_of_gap(x - top) * exp_unit(&low)) * low) - y)
+        # mass * p - y without what cancels in it, and 1 - p without cancellation where p is near 1.
+        p = (exp_of_gap(x, top) * exp_unit(&low)) * low
+        return factor * (p * ((mass - y) + mass_carry) - y * (others if x == top else 1 - p))
 
 
 cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *top, const real *low,
-                             const real *mass, const real *others, const real *factor, real *out,
+                             const real *mass, const real *mass_carry, const real *others, const real *factor, real *out,
                              Py_ssize_t out_step) noexcept nogil:
     """`out` is x, with the same step, or overlaps neither x nor y."""
     cdef Py_ssize_t c, j
@@ -383,22 +385,22 @@ cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const r
         for c in range(classes):
             for j in range(width):
                 out[c * out_step + j] = applied(operation, kept, out[c * out_step + j], y[c * y_step + j] if two else <real> 0.0,
-                                                top[j], low[j], mass[j], others[j], factor[j])
+                                                top[j], low[j], mass[j], mass_carry[j], others[j], factor[j])
     else:
         for c in range(classes):
             for j in range(width):
                 out[c * out_step + j] = applied(operation, kept, x[c * x_step + j], y[c * y_step + j] if two else <real> 0.0,
-                                                top[j], low[j], mass[j], others[j], factor[j])
+                                                top[j], low[j], mass[j], mass_carry[j], others[j], factor[j])
 
 
 cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes,
-                                  const real *top, const real *low, const real *mass, const real *others,
+                                  const real *top, const real *low, const real *mass, const real *mass_carry, const real *others,
                                   const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
     """The same where `out` is y: a class at a time is computed apart."""
     cdef Py_ssize_t c
     cdef real line[STRIP]
     for c in range(classes):
-        apply_lanes(operation, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, top, low, mass, others, factor,
+        apply_lanes(operation, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, top, low, mass, mass_carry, others, factor,
                     line, 0)
         memcpy(out + c * out_step, line, width * sizeof(real))
 
@@ -481,7 +483,7 @@ cdef inline void row_sum(int operation, bint keep, const real *x, const real *y,
         for j in range(lanes):
             last_x[j] = seen(operation, last_x[j], last_y[j])
             if not is_backward(operation):
-                e = exp_of_gap(last_x[j] - top)
+                e = exp_of_gap(last_x[j], top)
                 tied[j] += <real> 0.0 if j < known else tie_of(operation, last_x[j], last_y[j], top)
             last_exps[j] = e
             add_term(is_backward(operation),
@@ -550,8 +552,10 @@ cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_
     fold_sum(mass, mass_carry, rows)
     fold_sum(cost, cost_carry, rows)
     for r in range(rows):
-        (<real *> state.mass)[first + r] = mass[r] + mass_carry[r]
-        (<real *> state.cost)[first + r] = cost[r] + cost_carry[r]
+        (<real *> state.mass)[first + r] = mass[r]
+        (<real *> state.mass_carry)[first + r] = mass_carry[r]
+        (<real *> state.cost)[first + r] = cost[r]
+        (<real *> state.carry)[first + r] = cost_carry[r]
 
 
 cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -580,48 +584,48 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
 
 
 cdef inline void apply_span(int operation, bint kept, const real *x, const real *y, Py_ssize_t n, real top, real low,
-                            real mass, real others, real factor, real *out) noexcept nogil:
+                            real mass, real mass_carry, real others, real factor, real *out) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        out[i] = applied(operation, kept, x[i], y[i], top, low, mass, others, factor)
+        out[i] = applied(operation, kept, x[i], y[i], top, low, mass, mass_carry, others, factor)
 
 
 cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, real top,
-                           real low, real mass, real others, real factor, real *out, bint stream) noexcept nogil:
+                           real low, real mass, real mass_carry, real others, real factor, real *out, bint stream) noexcept nogil:
     """One row of the result; streamed, its whole 64-byte lines go around the caches."""
     cdef Py_ssize_t i, lanes = lanes_of(x)
     cdef Py_ssize_t whole = classes - classes % lanes, known = lanes - classes % lanes
     cdef real line[4 * MOST_LANES]
     cdef real last[MOST_LANES]
     if whole < classes:
-        apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, top, low, mass, others, factor, last)
+        apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, top, low, mass, mass_carry, others, factor, last)
     i = 0
     if stream:
-        apply_span(operation, kept, x, y, lanes, top, low, mass, others, factor, line)
+        apply_span(operation, kept, x, y, lanes, top, low, mass, mass_carry, others, factor, line)
         memcpy(out, line, 64)
         i = lanes - <Py_ssize_t> ((<size_t> out % 64) // sizeof(real))
         while i + 4 * lanes <= classes:
-            apply_span(operation, kept, x + i, y + i, 4 * lanes, top, low, mass, others, factor, line)
+            apply_span(operation, kept, x + i, y + i, 4 * lanes, top, low, mass, mass_carry, others, factor, line)
             stream_lines(out + i, line, 4)
             i += 4 * lanes
         while i + lanes <= classes:
-            apply_span(operation, kept, x + i, y + i, lanes, top, low, mass, others, factor, line)
+            apply_span(operation, kept, x + i, y + i, lanes, top, low, mass, mass_carry, others, factor, line)
             memcpy(out + i, line, 64)
             i += lanes
         if i < classes:
-            apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, top, low, mass, others, factor,
+            apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, top, low, mass, mass_carry, others, factor,
                        last)
             memcpy(out + classes - lanes, last, 64)
     elif out == x:
         # The same pointer: the compiler sees that an element is read before it is written.
-        apply_span(operation, kept, out, y, whole, top, low, mass, others, factor, out)
+        apply_span(operation, kept, out, y, whole, top, low, mass, mass_carry, others, factor, out)
     elif out == y:
         while i + lanes <= classes:
-            apply_span(operation, kept, x + i, y + i, lanes, top, low, mass, others, factor, line)
+            apply_span(operation, kept, x + i, y + i, lanes, top, low, mass, mass_carry, others, factor, line)
             memcpy(out + i, line, 64)
             i += lanes
     else:
-        apply_span(operation, kept, x, y, whole, top, low, mass, others, factor, out)
+        apply_span(operation, kept, x, y, whole, top, low, mass, mass_carry, others, factor, out)
     if whole < classes and not stream:
         for i in range(known, lanes):
             out[classes - lanes + i] = last[i]
@@ -631,21 +635,28 @@ cdef inline real probability_of_others(const RowState *state, Py_ssize_t row, re
     return ((<const real *> state.ties)[row] - 1 + (<const real *> state.rest)[row]) * scale
 
 
+cdef inline real mixture_scale(const RowState *state, Py_ssize_t row, real type_only) noexcept nogil:
+    """1 / sum, rounded once in float."""
+    return <real> (1.0 / (<double> (<const real *> state.ties)[row] + (<const real *> state.rest)[row]))
+
+
 cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y,
                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                             bint stream) noexcept nogil:
     cdef Py_ssize_t r
-    cdef real scale, low, mass = 0, others = 0, row_factor = 1
+    cdef real scale, low, mass = 0, mass_carry = 0, others = 0, row_factor = 1
     for r in range(rows):
         scale = (<const real *> state.scale)[first + r]
         low = (<const real *> state.log_sum)[first + r] if operation == LOG_SOFTMAX else scale
         if operation == MIXTURE:
             mass = (<const real *> state.mass)[first + r]
             others = probability_of_others(state, first + r, scale)
+            mass_carry = (<const real *> state.mass_carry)[first + r]
+            low = mixture_scale(state, first + r, low)
             row_factor = factor[r]
         apply_row(operation, kept, x + r * x_step, y + r * y_step, classes, (<const real *> state.top)[first + r],
-                  low, mass, others, row_factor, out + r * out_step, stream)
+                  low, mass, mass_carry, others, row_factor, out + r * out_step, stream)
 
 
 cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -708,8 +719,10 @@ cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
         mass[j] = mass_carry[j] = cost[j] = cost_carry[j] = 0
     lanes_cost(width, x, x_step, y, y_step, classes, top, mass, mass_carry, cost, cost_carry)
     for j in range(width):
-        (<real *> state.mass)[first + j] = mass[j] + mass_carry[j]
-        (<real *> state.cost)[first + j] = cost[j] + cost_carry[j]
+        (<real *> state.mass)[first + j] = mass[j]
+        (<real *> state.mass_carry)[first + j] = mass_carry[j]
+        (<real *> state.cost)[first + j] = cost[j]
+        (<real *> state.carry)[first + j] = cost_carry[j]
 
 
 cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
@@ -720,6 +733,7 @@ cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, const r
     cdef real top[STRIP]
     cdef real low[STRIP]
     cdef real mass[STRIP]
+    cdef real mass_carry[STRIP]
     cdef real others[STRIP]
     cdef real factors[STRIP]
     for j in range(width):
@@ -734,11 +748,13 @@ cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, const r
         for j in range(width):
             mass[j] = (<const real *> state.mass)[first + j]
             others[j] = probability_of_others(state, first + j, low[j])
+            mass_carry[j] = (<const real *> state.mass_carry)[first + j]
+            low[j] = mixture_scale(state, first + j, low[j])
             factors[j] = factor[j]
     if out == y and out != x:
-        apply_lanes_to_y(operation, width, x, x_step, classes, top, low, mass, others, factors, out, out_step)
+        apply_lanes_to_y(operation, width, x, x_step, classes, top, low, mass, mass_carry, others, factors, out, out_step)
     else:
-        apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, top, low, mass, others, factors, out, out_step)
+        apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, top, low, mass, mass_carry, others, factors, out, out_step)
 
 
 cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -817,7 +833,9 @@ cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t row
             i = t * rows + r
             if operation == MIXTURE_COST:
                 add_double((<const real *> state.cost)[i], &rest, &carry)
+                carry += (<const real *> state.carry)[i]
                 add_double((<const real *> state.mass)[i], &mass, &mass_carry)
+                mass_carry += (<const real *> state.mass_carry)[i]
                 continue
             other_rest = (<const real *> state.rest)[i]
             other_carry = (<const real *> state.carry)[i]
@@ -845,8 +863,10 @@ cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t row
             carry += other_carry
         i = first + r
         if operation == MIXTURE_COST:
-            (<real *> state.cost)[i] = <real> (rest + carry)
-            (<real *> state.mass)[i] = <real> (mass + mass_carry)
+            (<real *> state.cost)[i] = <real> rest
+            (<real *> state.carry)[i] = <real> ((rest - <real> rest) + carry if rest - rest == 0 else 0.0)
+            (<real *> state.mass)[i] = <real> mass
+            (<real *> state.mass_carry)[i] = <real> ((mass - <real> mass) + mass_carry if mass - mass == 0 else 0.0)
         else:
             tops[i] = <real> top
             (<real *> state.ties)[i] = <real> ties
@@ -1020,7 +1040,7 @@ include "_elements.pxi"
 cdef void exp_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        out[i] = exp_of_gap(x[i]) * exp_unit(x)
+        out[i] = exp_of_gap(x[i], <real> 0.0) * exp_unit(x)
 
 
 cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept nogil:

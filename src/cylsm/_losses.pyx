@@ -13,8 +13,8 @@ import operator
 import numpy as np
 
 from libc.float cimport FLT_MAX
-from libc.math cimport INFINITY, NAN
-from libc.stdint cimport INT64_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.math cimport INFINITY, NAN, exp
+from libc.stdint cimport INT64_MAX, INT64_MIN, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 cimport numpy as cnp
@@ -95,6 +95,7 @@ cdef struct Loss:
     Operand losses          # where unreduced losses go; no data: they are summed
     bint ignores
     int64_t ignore_index
+    uint64_t large_ignore_index     # one that only fits uint64, else 0
     double smoothing
     double scale            # of the gradient
     Share *shares
@@ -110,9 +111,11 @@ cdef inline void add(Sum *sum, double term) noexcept nogil:
 
 # ---- labels ------------------------------------------------------------------------------------------------------
 
-cdef inline void read_as(const integer *type_only, const Operand *target, const char *p, Py_ssize_t stride,
+cdef inline void read_as(const integer *type_only, const Loss *loss, const char *p, Py_ssize_t stride,
                          Py_ssize_t n, int64_t *labels) noexcept nogil:
-    """Labels as int64. Unsigned ones that do not fit become the largest int64, which is no class."""
+    """Labels as int64. Unsigned ones that do not fit become the largest int64, which is no class, or the smallest,
+    which then stands for ignore_index."""
+    cdef const Operand *target = &loss.target
     cdef Py_ssize_t r, i
     cdef integer v
     cdef char *bytes_here = <char *> &v
@@ -120,13 +123,17 @@ cdef inline void read_as(const integer *type_only, const Operand *target, const 
         for i in range(<Py_ssize_t> sizeof(integer)):
             bytes_here[i] = p[r * stride + (<Py_ssize_t> sizeof(integer) - 1 - i if target.swapped else i)]
         if integer is uint64_t:
-            labels[r] = <int64_t> v if v <= <uint64_t> INT64_MAX else INT64_MAX
+            if v <= <uint64_t> INT64_MAX:
+                labels[r] = <int64_t> v
+            else:
+                labels[r] = INT64_MIN if v == loss.large_ignore_index else INT64_MAX
         else:
             labels[r] = <int64_t> v
 
 
-cdef void read_labels(const Operand *target, const char *p, Py_ssize_t stride, Py_ssize_t n,
+cdef void read_labels(const Loss *loss, const char *p, Py_ssize_t stride, Py_ssize_t n,
                       int64_t *labels) noexcept nogil:
+    cdef const Operand *target = &loss.target
     cdef Py_ssize_t r
     if target.element == INT64 and target.native:
         for r in range(n):
@@ -135,21 +142,21 @@ cdef void read_labels(const Operand *target, const char *p, Py_ssize_t stride, P
         for r in range(n):
             labels[r] = (<const int32_t *> (p + r * stride))[0]
     elif target.element == INT8:
-        read_as(<const int8_t *> NULL, target, p, stride, n, labels)
+        read_as(<const int8_t *> NULL, loss, p, stride, n, labels)
     elif target.element == INT16:
-        read_as(<const int16_t *> NULL, target, p, stride, n, labels)
+        read_as(<const int16_t *> NULL, loss, p, stride, n, labels)
     elif target.element == INT32:
-        read_as(<const int32_t *> NULL, target, p, stride, n, labels)
+        read_as(<const int32_t *> NULL, loss, p, stride, n, labels)
     elif target.element == INT64:
-        read_as(<const int64_t *> NULL, target, p, stride, n, labels)
+        read_as(<const int64_t *> NULL, loss, p, stride, n, labels)
     elif target.element == UINT8:
-        read_as(<const uint8_t *> NULL, target, p, stride, n, labels)
+        read_as(<const uint8_t *> NULL, loss, p, stride, n, labels)
     elif target.element == UINT16:
-        read_as(<const uint16_t *> NULL, target, p, stride, n, labels)
+        read_as(<const uint16_t *> NULL, loss, p, stride, n, labels)
     elif target.element == UINT32:
-        read_as(<const uint32_t *> NULL, target, p, stride, n, labels)
+        read_as(<const uint32_t *> NULL, loss, p, stride, n, labels)
     else:
-        read_as(<const uint64_t *> NULL, target, p, stride, n, labels)
+        read_as(<const uint64_t *> NULL, loss, p, stride, n, labels)
 
 
 cdef inline double weight_at(const Loss *loss, Py_ssize_t c) noexcept nogil:
@@ -193,7 +200,7 @@ cdef void check_labels(Task *task, Loss *loss, const char *p, Py_ssize_t rows, S
     for chunk in range((rows + CHUNK - 1) // CHUNK):
         first = chunk * CHUNK
         n = min(rows - first, <Py_ssize_t> CHUNK)
-        read_labels(&loss.target, p + first * stride, stride, n, labels)
+        read_labels(loss, p + first * stride, stride, n, labels)
         ignored = bad = 0
         if loss.ignores:
             for r in range(n):
@@ -257,7 +264,7 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
     cdef Py_ssize_t stride = task.x.row_strides[task.ndim - 1], class_stride = task.x.class_stride, r
     cdef bint ignores = loss.ignores
     cdef int64_t ignore_index = loss.ignore_index, classes = task.classes
-    read_labels(&loss.target, row_of(task, &loss.target, block), loss.target.row_strides[task.ndim - 1], block.rows,
+    read_labels(loss, row_of(task, &loss.target, block), loss.target.row_strides[task.ndim - 1], block.rows,
                 labels)
     for r in range(block.rows):
         labels[r] = usable(labels[r], ignores, ignore_index, classes)
@@ -349,7 +356,7 @@ cdef inline void keep_losses(Task *task, Block *block, real *losses) noexcept no
     cdef double sums[MOST_ROWS]
     cdef Py_ssize_t r, n = block.rows
     if loss.losses.data != NULL:
-        kernels(task.wide).store(loss.losses.element, loss.losses.swapped, losses, 0, 1, block.rows,
+        kernels(task.wide).store(loss.losses.element, losses, 0, 1, block.rows,
                                  row_of(task, &loss.losses, block), 0, loss.losses.row_strides[task.ndim - 1])
     else:
         # Pairwise within the block: a chain of double-double additions would take longer than the rows themselves.
@@ -366,14 +373,12 @@ cdef void put_one(Task *task, char *p, real value) noexcept nogil:
     if task.out.native:
         (<real *> p)[0] = value
     else:
-        kernels(task.wide).store(task.out.element, task.out.swapped, &value, 0, 1, 1, p, 0, 0)
+        kernels(task.wide).store(task.out.element, &value, 0, 1, 1, p, 0, 0)
 
 
-cdef void put_target(Task *task, char *p, bint is_top, real others, real factor) noexcept nogil:
-    """The target's gradient where `out` is not in the kernels' dtype."""
-    cdef real here
-    kernels(task.wide).load(task.out.element, task.out.swapped, p, 0, 0, 1, 1, &here, 0)
-    put_one(task, p, -others if is_top else here - factor)
+cdef void put_target(Task *task, char *p, real gap, real others, real scale, real factor) noexcept nogil:
+    """The target's gradient where `out` is not in the kernels' dtype: what stands there is rounded already."""
+    put_one(task, p, -others if gap == 0 else <real> (exp(<double> gap) * scale - factor))
 
 
 cdef void clear_row(Task *task, char *p, Py_ssize_t classes, real zero) noexcept nogil:
@@ -407,7 +412,7 @@ cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept n
             if task.out.native:
                 (<real *> p)[0] = -others[r] if picked[r] == top[r] else (<real *> p)[0] - factor[r]
             else:
-                put_target(task, p, picked[r] == top[r], others[r], factor[r])
+                put_target(task, p, picked[r] - top[r], others[r], scale[r], factor[r])
         for r in range(block.rows):
             if labels[r] == IGNORED:
                 clear_row(task, out + r * stride, task.classes, <real> 0)
@@ -430,11 +435,12 @@ cdef inline void close_costs(Task *task, Block *block, real *losses) noexcept no
     cdef const real *log_sum = <const real *> block.state.log_sum + block.merged
     cdef const real *mass = <const real *> block.state.mass + block.merged
     cdef const real *cost = <const real *> block.state.cost + block.merged
+    cdef const real *carry = <const real *> block.state.carry + block.merged
     cdef bint labelled = task.open == &open_labels
     cdef char *out
     cdef Py_ssize_t r
     for r in range(block.rows):
-        losses[r] = cost[r] + mass[r] * log_sum[r]
+        losses[r] = <real> ((<double> mass[r] * log_sum[r] + carry[r]) + cost[r])
         if labelled and labels_of(block)[r] == IGNORED:
             losses[r] = 0
     if labelled and task.out.data != NULL:
@@ -569,6 +575,23 @@ cdef object checked_ignore_index(object ignore_index):
         raise TypeError(f"ignore_index must be an integer or None, not {ignore_index!r}") from None
 
 
+cdef int set_ignored(Loss *loss, ndarray target, object ignore_index) except -1:
+    """No label equals an ignore_index that does not fit the labels' dtype: then nothing is ignored."""
+    loss.large_ignore_index = 0
+    loss.ignore_index = 0
+    loss.ignores = False
+    if ignore_index is None or target.dtype.kind == "f":
+        return 0
+    if -(1 << 63) <= ignore_index < (1 << 63):
+        loss.ignores = True
+        loss.ignore_index = ignore_index
+    elif ignore_index > 0 and ignore_index < (1 << 64):
+        loss.ignores = True
+        loss.ignore_index = INT64_MIN
+        loss.large_ignore_index = ignore_index
+    return 0
+
+
 cdef int raise_bad_label(ndarray target, Py_ssize_t classes, object ignore_index) except -1:
     """The first label, in the order of the array, that is neither a class nor ignored."""
     bad = (target < 0) | (target >= classes)
@@ -610,7 +633,7 @@ cdef object compute(object x, str name, object target_given, object axis_given, 
     cdef Py_ssize_t counted = 0, part, parts, rows, shares
     axis = one_axis(axis_given, logits.ndim, name)
     if logits.shape[axis] == 0:
-        raise ValueError(f"{name} must have at least one class along axis {axis}, but has the shape {shape_of(logits)}")
+        raise ValueError(f"{name} must have classes, but axis {axis} of its shape {shape_of(logits)} is empty")
     target = target_array(target_given, logits, axis, name, not is_nll)
     labelled = target.dtype.kind != "f"
     if weight_given is not None:
@@ -640,8 +663,7 @@ cdef object compute(object x, str name, object target_given, object axis_given, 
         result = checked_out(out, logits, result_dtype(logits))
 
     new_task(&task, 0, wide)
-    loss.ignores = labelled and ignore_index is not None and -(1 << 63) <= ignore_index < (1 << 63)
-    loss.ignore_index = ignore_index if loss.ignores else 0
+    set_ignored(&loss, target, ignore_index)
     no_operand(&loss.weight)
     no_operand(&loss.grad_output)
     no_operand(&loss.losses)

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 import cylsm
-from cylsm._cli import demo, score
+from cylsm._cli import accuracy, bench, demo, score
 from cylsm._cli._errors import InputError
 
-COMMANDS = (score,)
+COMMANDS = (score, accuracy, bench)
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 128 + 2

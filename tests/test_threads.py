@@ -1,0 +1,321 @@
+"""The same bits for any number of threads, place and batch; how many threads there are; forks."""
+
+import functools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import accuracy
+import cases
+import numpy as np
+import pytest
+import reference
+
+import cylsm
+
+CONFIG = cylsm.show_config(mode="dicts")
+THREADS = (1, 2, 3, 8)
+# Few classes, blocks of rows, rows of several tiles, single long rows, classes not next to each other
+SHAPES = (
+    ((60_000, 2), 1),
+    ((9000, 10), 1),
+    ((1500, 128), 1),
+    ((40, 5003), 1),
+    ((3, 100_003), 1),
+    ((1, 300_000), 1),
+    ((10, 9000), 0),
+    ((128, 1500), 0),
+    ((5003, 40), 0),
+    ((4, 30, 25, 70), 1),
+    ((200_000, 1), 0),
+)
+
+each_function = pytest.mark.parametrize("function", accuracy.FUNCTIONS)
+each_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+on_each_isa = pytest.mark.usefixtures("isa")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@functools.lru_cache(maxsize=2)
+@reference.silent
+def large(function, shape, axis, dtype, seed):
+    """Arguments without the oracle's help: what they are does not matter here."""
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=shape) * 3).astype(dtype)
+    rows = shape[:axis] + shape[axis + 1 :]
+    made = {"axis": axis}
+    if function in accuracy.ROW_OPERATIONS:
+        return made | {"x": x}
+    if function in accuracy.LOSSES + accuracy.LOSSES_WITH_GRAD:
+        target = rng.integers(shape[axis], size=rows)
+        target.flat[::7] = -100
+        return made | {"logits" if function.startswith("cross") else "log_probs": -abs(x), "target": target}
+    if function == "logsumexp_backward":
+        return made | {"grad_output": rng.normal(size=rows).astype(dtype), "x": x}
+    second = "probs" if function == "softmax_backward" else "log_probs"
+    return made | {"grad_output": rng.normal(size=shape).astype(dtype), second: -abs(x)}
+
+
+@on_each_isa
+@pytest.mark.usefixtures("default_threads")
+@each_function
+@each_dtype
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_number_of_threads_changes_no_bit(function, shape, axis, dtype, seed):
+    made = large(function, shape, axis, dtype, seed)
+    reductions = ("none", "mean", "sum") if "target" in made else (None,)
+    for reduction in reductions:
+        options = made | ({"reduction": reduction} if reduction else {})
+        cylsm.set_num_threads(1)
+        alone = getattr(cylsm, function)(**options)
+        for threads in THREADS[1:]:
+            cylsm.set_num_threads(threads)
+            accuracy.assert_same_bits(getattr(cylsm, function)(**options), alone)
+
+
+@on_each_isa
+@each_function
+@each_dtype
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 16, 17, 24, 25, 33, 64, 129, 1000, 4096, 4099, 9001])
+def test_place_and_batch_change_no_bit(function, classes, dtype, seed):
+    rows = 140 if classes < 1000 else 9
+    made = large(function, (rows, classes), 1, dtype, seed)
+    made = made | ({"reduction": "none"} if "target" in made else {})
+    whole = getattr(cylsm, function)(**made)
+    whole = whole if isinstance(whole, tuple) else (whole,)
+    for part in (
+        slice(1),
+        slice(1, 2),
+        slice(rows - 1, None),
+        slice(3, 8),
+        slice(5, 69),
+        slice(rows // 2, None),
+    ):
+        accuracy.assert_same_bits(
+            getattr(cylsm, function)(**cases.rows_of(made, part)), tuple(result[part] for result in whole)
+        )
+
+
+@on_each_isa
+@each_function
+@each_dtype
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 33, 129, 1000])
+def test_place_along_another_axis_changes_no_bit(function, classes, dtype, seed):
+    """Columns of one array: the same stride wherever they are and however many."""
+    columns = 1100 if classes < 100 else 600
+    made = large(function, (classes, columns), 0, dtype, seed)
+    made = made | ({"reduction": "none"} if "target" in made else {})
+    whole = getattr(cylsm, function)(**made)
+    whole = whole if isinstance(whole, tuple) else (whole,)
+    for part in (
+        slice(1),
+        slice(1, 2),
+        slice(columns - 1, None),
+        slice(7, 40),
+        slice(3, 530),
+        slice(columns // 2, None),
+    ):
+        some = {
+            name: value[..., part] if isinstance(value, np.ndarray) else value for name, value in made.items()
+        }
+        accuracy.assert_same_bits(
+            getattr(cylsm, function)(**some), tuple(result[..., part] for result in whole)
+        )
+
+
+@on_each_isa
+@each_function
+@each_dtype
+@pytest.mark.parametrize("shape", [(130, 7), (33, 100), (2, 9000)])
+def test_alignment_changes_no_bit(function, shape, dtype, seed):
+    made = large(function, shape, 1, dtype, seed)
+    wanted = getattr(cylsm, function)(**made)
+    name = next(name for name in ("x", "logits", "log_probs", "probs") if name in made)
+    for shift in range(1, 17):
+        moved = np.empty(made[name].size + shift, dtype)[shift:].reshape(shape)
+        moved[...] = made[name]
+        accuracy.assert_same_bits(getattr(cylsm, function)(**made | {name: moved}), wanted)
+
+
+@on_each_isa
+@pytest.mark.parametrize("function", ["log_softmax", "softmax", "cross_entropy_with_grad"])
+@pytest.mark.parametrize("classes", [8, 500, 32_000])
+def test_larger_than_the_caches(function, classes, seed):
+    """Results that bypass the cache are the same, to the last row and column."""
+    rows = 40_000_000 // classes
+    block = rows // 40
+    made = large(function, (block, classes), 1, np.float32, seed)
+    made = {name: np.concatenate([value] * 40) if np.ndim(value) else value for name, value in made.items()}
+    made = made | ({"reduction": "sum"} if "target" in made else {})
+    results = getattr(cylsm, function)(**made)
+    large_result = results[1] if isinstance(results, tuple) else results
+    first = getattr(cylsm, function)(**cases.rows_of(made, slice(block)))
+    first = first[1] if isinstance(first, tuple) else first
+    for start in range(0, 40 * block, block):
+        np.testing.assert_array_equal(large_result[start : start + block], first)
+
+
+@on_each_isa
+def test_concurrent_callers(seed):
+    """Each gets what it would have got alone."""
+    calls = [
+        (f, large(f, shape, axis, np.float32, seed))
+        for f in accuracy.FUNCTIONS
+        for shape, axis in SHAPES[1::3]
+    ]
+    alone = [getattr(cylsm, function)(**made) for function, made in calls]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            together = pool.map(lambda call: getattr(cylsm, call[0])(**call[1]), calls)
+            for found, wanted in zip(together, alone, strict=True):
+                accuracy.assert_same_bits(found, wanted)
+
+
+# How many
+
+
+@pytest.mark.usefixtures("default_threads")
+def test_set_num_threads():
+    most = cylsm.get_num_threads()
+    assert 1 <= most <= os.cpu_count()
+    for n in (1, 2, 3, 1000, np.int64(2), np.uint8(1)):
+        assert cylsm.set_num_threads(n) is None
+        assert cylsm.get_num_threads() == min(n, most)
+        assert cylsm.show_config(mode="dicts")["num_threads"] == min(n, most)
+    cylsm.set_num_threads(None)
+    assert cylsm.get_num_threads() == most
+
+
+def test_config(capsys):
+    config = cylsm.show_config(mode="dicts")
+    assert config["version"] == cylsm.__version__
+    assert config["isa"] in config["available_isas"]
+    assert config["available_isas"][0] == "baseline"
+    assert isinstance(config["openmp"], bool)
+    assert config["num_threads"] == cylsm.get_num_threads()
+    assert capsys.readouterr().out == ""
+    assert cylsm.show_config() is None
+    printed = capsys.readouterr().out
+    assert config["version"] in printed
+    assert config["isa"] in printed
+
+
+def test_threads_need_openmp():
+    assert CONFIG["openmp"] or cylsm.get_num_threads() == 1
+
+
+def run(program, **environment):
+    """What a new interpreter prints."""
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.split()
+
+
+HOW_MANY = "import cylsm; print(cylsm.get_num_threads())"
+
+
+@linux
+@pytest.mark.parametrize("n", [1, 2, 64])
+def test_environment_limits_threads(n):
+    processors = len(os.sched_getaffinity(0)) if CONFIG["openmp"] else 1
+    assert int(run(HOW_MANY, OMP_NUM_THREADS=str(n))[0]) <= min(n, processors)
+    assert n > processors or int(run(HOW_MANY, OMP_NUM_THREADS=str(n))[0]) == n or cylsm.get_num_threads() < n
+
+
+@linux
+def test_affinity_limits_threads():
+    assert run("import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); " + HOW_MANY) == ["1"]
+
+
+def test_threadpoolctl_limits_threads():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    before = cylsm.get_num_threads()
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        assert cylsm.get_num_threads() == 1
+    assert cylsm.get_num_threads() == before
+
+
+# Forks
+
+AFTER_A_FORK = """
+import os, signal
+import numpy as np
+import cylsm
+
+x = np.random.default_rng(1).normal(size=(2000, 700)).astype(np.float32)
+wanted = cylsm.log_softmax(x)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # whatever hangs, Python's own handlers included
+    same = np.array_equal(cylsm.log_softmax(x), wanted)
+    threads = cylsm.get_num_threads()
+    config = cylsm.show_config(mode="dicts")["num_threads"]
+    cylsm.set_num_threads(4)
+    again = cylsm.get_num_threads()
+    grandchild = os.fork()
+    if grandchild == 0:
+        signal.alarm(30)
+        os._exit(not np.array_equal(cylsm.log_softmax(x), wanted))
+    below = os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1])
+    os._exit(0 if same and threads == config == again == 1 and below == 0 else 3)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(status, np.array_equal(cylsm.log_softmax(x), wanted))
+"""
+
+
+@forks
+def test_fork_after_use():
+    """A child runs serially, and its parent goes on as before."""
+    assert run(AFTER_A_FORK) == ["0", "True"]
+
+
+IN_A_POOL = """
+import multiprocessing
+import numpy as np
+import cylsm
+
+def row_sums(x):
+    return cylsm.logsumexp(x)
+
+if __name__ == "__main__":
+    x = np.ones((1000, 500), np.float32)
+    wanted = cylsm.logsumexp(x)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.map_async(row_sums, [x] * 4).get(timeout=60)
+    print(all(np.array_equal(result, wanted) for result in results))
+"""
+
+
+@forks
+def test_multiprocessing_by_fork():
+    assert run(IN_A_POOL) == ["True"]
+
+
+# Instruction sets
+
+
+def test_unknown_instruction_set():
+    program = """
+try:
+    import cylsm
+except ImportError as error:
+    print(error)
+"""
+    message = " ".join(run(program, CYLSM_ISA="avx1024"))
+    assert "CYLSM_ISA" in message
+    assert "avx1024" in message
+    for isa in CONFIG["available_isas"]:
+        assert isa in message
+
+
+@pytest.mark.parametrize("isa", CONFIG["available_isas"])
+def test_forced_instruction_set(isa):
+    assert run('import cylsm; print(cylsm.show_config(mode="dicts")["isa"])', CYLSM_ISA=isa) == [isa]
