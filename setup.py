@@ -94,9 +94,7 @@ DIRECTIVES = {
 GENERATED = Path("build", "cython")
 
 SANITIZERS = os.environ.get("CYLSM_SANITIZE")
-TAKEN_AWAY = [
-    flag for flag in shlex.split(os.environ.get("CFLAGS", "")) if flag.startswith(("-fno-", "-mno-"))
-]
+TAKEN_AWAY = [flag for flag in shlex.split(os.environ.get("CFLAGS", "")) if flag.startswith(("-fno-", "-mno-"))]
 
 
 class BuildExt(build_ext):
@@ -186,8 +184,7 @@ class BuildExt(build_ext):
         commands = [getattr(self.compiler, part, None) for part in ("compiler_so", "linker_so")]
         settings = [Cython.__version__, numpy.__version__, DIRECTIVES, commands]
         settings += [
-            (ext.name, ext.define_macros, ext.extra_compile_args, ext.extra_link_args)
-            for ext in self.extensions
+            (ext.name, ext.define_macros, ext.extra_compile_args, ext.extra_link_args) for ext in self.extensions
         ]
         flags = "\n".join(map(repr, settings))
         changed = not record.exists() or record.read_text() != flags

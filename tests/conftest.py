@@ -16,6 +16,7 @@ for profile, examples in (("plain", 120), ("thorough", 5000)):
         max_examples=examples,
         deadline=None,
         print_blob=True,
+        derandomize="CYLSM_TEST_SEED" in os.environ,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 settings.load_profile("plain")

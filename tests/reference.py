@@ -55,9 +55,7 @@ def split_axes(axis, ndim):
 def as_rows(x, axis):
     """x with one row along the last axis, the axes that stay before it."""
     kept, axes = split_axes(axis, x.ndim)
-    return x.transpose(kept + axes).reshape(
-        [x.shape[d] for d in kept] + [math.prod(x.shape[d] for d in axes)]
-    )
+    return x.transpose(kept + axes).reshape([x.shape[d] for d in kept] + [math.prod(x.shape[d] for d in axes)])
 
 
 def from_rows(rows, shape, axis):
@@ -304,19 +302,13 @@ def cross_entropy_with_grad_terms(
     label_smoothing=0.0,
     grad_output=None,
 ):
-    scores, mass, _, counted, divisor = cross_entropy_parts(
-        logits, target, axis, weight, ignore_index, label_smoothing
-    )
+    scores, mass, _, counted, divisor = cross_entropy_parts(logits, target, axis, weight, ignore_index, label_smoothing)
     probabilities, _ = probabilities_and_complements(extended(scores))
     terms = probabilities * abs(mass).sum(-1, keepdims=True) + abs(mass)
     return np.moveaxis(abs(scaled(terms, scores, counted, divisor, reduction, grad_output)), -1, axis)
 
 
 @silent
-def cross_entropy(
-    logits, target, axis=-1, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
-    _, _, losses, _, divisor = cross_entropy_parts(
-        logits, target, axis, weight, ignore_index, label_smoothing
-    )
+def cross_entropy(logits, target, axis=-1, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    _, _, losses, _, divisor = cross_entropy_parts(logits, target, axis, weight, ignore_index, label_smoothing)
     return reduced_loss(losses, divisor, reduction)

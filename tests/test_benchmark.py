@@ -118,9 +118,7 @@ def torch_calls(case):
         "logsumexp": lambda: torch.logsumexp(x, 1, out=row_out),
         "log_softmax": lambda: torch.log_softmax(x, 1, out=out),
         "softmax": lambda: torch.softmax(x, 1, out=out),
-        "log_softmax_backward": lambda: torch._log_softmax_backward_data(
-            grad_output, log_probs, 1, x.dtype, out=out
-        ),
+        "log_softmax_backward": lambda: torch._log_softmax_backward_data(grad_output, log_probs, 1, x.dtype, out=out),
         "cross_entropy": lambda: functional.cross_entropy(x, target),
         "cross_entropy_with_grad": cross_entropy_with_grad,
     }
@@ -140,9 +138,7 @@ def onnxruntime_calls(case):
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cylsm.get_num_threads()
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         binding.bind_cpu_input("x", case.logits)
         binding.bind_output("y", "cpu", 0, out.dtype.type, out.shape, out.ctypes.data)

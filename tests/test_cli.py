@@ -52,9 +52,7 @@ def reference_log_probs(logits, axis):
 def reference_score(logits, targets, axis, ignore_index=-100):
     log_probs = np.moveaxis(reference_log_probs(logits, axis), axis, -1)
     rows = log_probs.reshape(-1, log_probs.shape[-1])
-    kept = [
-        (row, label) for row, label in zip(rows, targets.reshape(-1), strict=True) if label != ignore_index
-    ]
+    kept = [(row, label) for row, label in zip(rows, targets.reshape(-1), strict=True) if label != ignore_index]
     if not kept:
         return 0, targets.size, math.nan, math.nan, math.nan
     mean = math.fsum(-row[label] for row, label in kept) / len(kept)
@@ -90,13 +88,8 @@ def test_demo(tmp_path):
     assert result.returncode == 0, result.stderr
     assert list(folder.iterdir()) == []
 
-    assert re.match(
-        r"cylsm \S+: instruction set \w+ \(of [\w, ]+\), (no )?OpenMP, threads \d+\n", result.stdout
-    )
-    values = {
-        name: float(value)
-        for name, value in re.findall(r"^(\w+ (?:loss|accuracy)) (\S+)$", result.stdout, re.M)
-    }
+    assert re.match(r"cylsm \S+: instruction set \w+ \(of [\w, ]+\), (no )?OpenMP, threads \d+\n", result.stdout)
+    values = {name: float(value) for name, value in re.findall(r"^(\w+ (?:loss|accuracy)) (\S+)$", result.stdout, re.M)}
     assert 0.94 <= values["test accuracy"] <= 1
     assert 0.94 <= values["train accuracy"] <= 1
     assert 0 < values["train loss"] < 0.3
@@ -143,9 +136,7 @@ def test_score_of_any_layout_in_blocks_of_any_size(
     np.save("logits.npy", order(logits).reshape(shape))
     np.save("targets.npy", order(targets).reshape(targets.shape))
     assert main(["score", "logits.npy", "targets.npy", "--axis", str(axis), "--log-probs", "out.npy"]) == 0
-    expected = (
-        reference_score(logits, targets, axis) if targets.size else (0, 0, math.nan, math.nan, math.nan)
-    )
+    expected = reference_score(logits, targets, axis) if targets.size else (0, 0, math.nan, math.nan, math.nan)
     np.testing.assert_allclose(parse(capsys.readouterr().out), expected, rtol=1e-6)
     log_probs = np.load("out.npy")
     assert log_probs.dtype == np.float32
@@ -271,9 +262,7 @@ def test_file_is_not_held_in_memory(files):
         "print(json.dumps([status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
     )
     arguments = ["-c", child, "score", "logits.npy", "targets.npy"]
-    result = subprocess.run(
-        [sys.executable, *arguments], cwd=files, capture_output=True, text=True, timeout=120
-    )
+    result = subprocess.run([sys.executable, *arguments], cwd=files, capture_output=True, text=True, timeout=120)
     *report, last = result.stdout.splitlines(keepends=True)
     assert parse("".join(report))[:2] == (rows, 0)
     np.testing.assert_allclose(parse("".join(report))[2], np.log(classes), rtol=1e-6)

@@ -43,9 +43,7 @@ def test_public_names():
 @each_function
 def test_signature(name):
     signature = inspect.signature(getattr(cylsm, name))
-    bare = [
-        parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()
-    ]
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
     assert str(inspect.Signature(bare)) == SIGNATURES[name]
 
 

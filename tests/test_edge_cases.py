@@ -61,9 +61,7 @@ def run(function, axis, **arguments):
     }
     results = getattr(cylsm, function)(axis=axis, **arranged)
     results = results if isinstance(results, tuple) else (results,)
-    results = tuple(
-        special_first(np.moveaxis(result, axis, -1)) if np.ndim(result) else result for result in results
-    )
+    results = tuple(special_first(np.moveaxis(result, axis, -1)) if np.ndim(result) else result for result in results)
     accuracy.assert_accurate(results, accuracy.expected(function, **arguments))
     return results if len(results) > 1 else results[0]
 
@@ -200,9 +198,7 @@ def test_ignored_rows(length, dtype, axis, reduction, seed):
     target[EACH] = -100
     for function, scores in (("cross_entropy_with_grad", "logits"), ("nll_loss_with_grad", "log_probs")):
         for weight in (None, np.linspace(0.5, 1.5, length, dtype=dtype)):
-            loss, gradient = run(
-                function, axis, **{scores: x}, target=target, reduction=reduction, weight=weight
-            )
+            loss, gradient = run(function, axis, **{scores: x}, target=target, reduction=reduction, weight=weight)
             assert (gradient[EACH] == 0).all()
             assert np.isfinite(loss).all()
             if reduction == "none":
@@ -220,9 +216,7 @@ def test_all_rows_ignored(length, dtype, axis, seed):
             loss, gradient = run(function, axis, **{scores: x}, target=target, reduction=reduction)
             np.testing.assert_array_equal(loss, value)
             np.testing.assert_array_equal(gradient, 0)
-            alone = run(
-                function.removesuffix("_with_grad"), axis, **{scores: x}, target=target, reduction=reduction
-            )
+            alone = run(function.removesuffix("_with_grad"), axis, **{scores: x}, target=target, reduction=reduction)
             np.testing.assert_array_equal(alone, value)
 
 
@@ -281,9 +275,7 @@ def test_rows_that_count_for_nothing(length, dtype, axis, seed):
     assert np.isnan(gradient[3:]).all()
     assert np.isnan(run("cross_entropy", axis, logits=x, **arguments))
     assert np.isnan(run("nll_loss", axis, log_probs=-abs(x), **arguments))
-    loss, gradient = cylsm.nll_loss_with_grad(
-        along(axis, -abs(x)), around(target), axis, weight=arguments["weight"]
-    )
+    loss, gradient = cylsm.nll_loss_with_grad(along(axis, -abs(x)), around(target), axis, weight=arguments["weight"])
     gradient = special_first(np.moveaxis(gradient, axis, -1))
     assert np.isnan(loss)
     assert (gradient[:3] == 0).all()
@@ -346,9 +338,7 @@ def test_losses_of_empty_batches(shape, axis, kind, dtype):
         for reduction, value in (("mean", NAN), ("sum", 0), ("none", np.empty(np.delete(shape, axis)))):
             loss = getattr(cylsm, function)(logits, target, axis, reduction=reduction)
             np.testing.assert_array_equal(loss, value)
-            loss, gradient = getattr(cylsm, function + "_with_grad")(
-                logits, target, axis, reduction=reduction
-            )
+            loss, gradient = getattr(cylsm, function + "_with_grad")(logits, target, axis, reduction=reduction)
             np.testing.assert_array_equal(loss, value)
             assert gradient.shape == shape
 
@@ -380,13 +370,9 @@ def test_weighted_logsumexp(x, b, log, sign, dtype):
     for places in (slice(None), slice(None, None, -1)):
         found = cylsm.logsumexp(x[places], b=b[places], return_sign=True)
         np.testing.assert_allclose(found, (log, sign), rtol=1e-6)
-        np.testing.assert_allclose(
-            cylsm.logsumexp(x[places], b=b[places]), NAN if sign == -1 else log, rtol=1e-6
-        )
+        np.testing.assert_allclose(cylsm.logsumexp(x[places], b=b[places]), NAN if sign == -1 else log, rtol=1e-6)
     padded = np.concatenate([np.full(70, -INF, dtype), x]), np.concatenate([np.ones(70, dtype), b])
-    np.testing.assert_allclose(
-        cylsm.logsumexp(padded[0], b=padded[1], return_sign=True), (log, sign), rtol=1e-6
-    )
+    np.testing.assert_allclose(cylsm.logsumexp(padded[0], b=padded[1], return_sign=True), (log, sign), rtol=1e-6)
 
 
 def test_numbers_of_the_table():

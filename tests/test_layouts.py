@@ -49,9 +49,7 @@ def gradient_of(results):
 )
 def test_layout_of_the_inputs(function, layout, shape, axis, dtype, seed):
     made = made_for(function, shape, axis, dtype, seed)
-    arranged = {
-        name: layout(value) if isinstance(value, np.ndarray) else value for name, value in made.items()
-    }
+    arranged = {name: layout(value) if isinstance(value, np.ndarray) else value for name, value in made.items()}
     before = {name: value.copy() for name, value in made.items() if isinstance(value, np.ndarray)}
     accuracy.assert_accurate(getattr(cylsm, function)(**arranged), accuracy.expected(function, **made))
     for name, value in before.items():
@@ -87,9 +85,7 @@ def test_classes_along_the_first_axis(function, classes, inner, dtype, seed):
 
 @each_function
 @each_dtype
-@pytest.mark.parametrize(
-    "shape", [(2, 10, 3, 5), (3, 5, 1, 1), (1, 21, 16, 17), (4, 2, 7), (2, 300, 3), (1, 1, 4, 4)]
-)
+@pytest.mark.parametrize("shape", [(2, 10, 3, 5), (3, 5, 1, 1), (1, 21, 16, 17), (4, 2, 7), (2, 300, 3), (1, 1, 4, 4)])
 def test_classes_along_a_middle_axis(function, shape, dtype, seed):
     """The layout of PyTorch, (N, C, d1, ..., dk)."""
     made = made_for(function, shape, 1, dtype, seed)
@@ -97,9 +93,7 @@ def test_classes_along_a_middle_axis(function, shape, dtype, seed):
     if "target" in made:
         for reduction in ("mean", "sum"):
             reduced = made | {"reduction": reduction}
-            accuracy.assert_accurate(
-                getattr(cylsm, function)(**reduced), accuracy.expected(function, **reduced)
-            )
+            accuracy.assert_accurate(getattr(cylsm, function)(**reduced), accuracy.expected(function, **reduced))
 
 
 @pytest.mark.parametrize("function", accuracy.ROW_OPERATIONS + accuracy.BACKWARD)
@@ -111,9 +105,7 @@ def test_classes_along_a_middle_axis(function, shape, dtype, seed):
 def test_several_axes(function, axis, layout, dtype, rng):
     x = rng.normal(size=(3, 4, 5, 6)).astype(dtype) * 4
     made = cases.arguments(function, x, rng, axis)
-    arranged = {
-        name: layout(value) if isinstance(value, np.ndarray) else value for name, value in made.items()
-    }
+    arranged = {name: layout(value) if isinstance(value, np.ndarray) else value for name, value in made.items()}
     accuracy.assert_accurate(getattr(cylsm, function)(**arranged), accuracy.expected(function, **made))
 
 
@@ -128,9 +120,7 @@ def test_kept_axes(axis, dtype, rng):
     accuracy.assert_same_bits(out, kept)
     for grad_output in (kept, kept.reshape(cylsm.logsumexp(x, axis).shape)):
         made = {"grad_output": grad_output, "x": x, "axis": axis}
-        accuracy.assert_accurate(
-            cylsm.logsumexp_backward(**made), accuracy.expected("logsumexp_backward", **made)
-        )
+        accuracy.assert_accurate(cylsm.logsumexp_backward(**made), accuracy.expected("logsumexp_backward", **made))
 
 
 @pytest.mark.parametrize("axis", [0, -1, None])
@@ -204,11 +194,7 @@ def test_out_overlaps_an_input(function, shape, axis, dtype, seed):
     made = made_for(function, shape, axis, dtype, seed)
     wanted = gradient_of(getattr(cylsm, function)(**made))
     size = int(np.prod(shape))
-    shifts = [
-        shift
-        for shift in (1, -1, 3, -16, shape[-1], -shape[-1], size // 2, -(size // 2))
-        if abs(shift) < size
-    ]
+    shifts = [shift for shift in (1, -1, 3, -16, shape[-1], -shape[-1], size // 2, -(size // 2)) if abs(shift) < size]
     for name, value in made.items():
         if np.shape(value) != shape:
             continue
@@ -342,8 +328,6 @@ def test_temporaries_stay_small(isa):
         [sys.executable, "-c", TEMPORARIES], env=environment, capture_output=True, text=True, timeout=100
     )
     assert run.returncode == 0, run.stderr
-    growth = {
-        name: int(kilobytes) for name, kilobytes in (line.split(": ") for line in run.stdout.splitlines())
-    }
+    growth = {name: int(kilobytes) for name, kilobytes in (line.split(": ") for line in run.stdout.splitlines())}
     assert len(growth) == 10
     assert max(growth.values()) < 2000, growth

@@ -258,9 +258,7 @@ def assert_is_gradient(gradient, value, x):
 def test_backward_by_differences(axis, rng):
     x, upstream = rng.normal(size=(4, 3, 5)), rng.normal(size=(4, 3, 5))
     sums = upstream.sum(axis)
-    assert_is_gradient(
-        cylsm.logsumexp_backward(sums, x, axis), lambda y: (cylsm.logsumexp(y, axis) * sums).sum(), x
-    )
+    assert_is_gradient(cylsm.logsumexp_backward(sums, x, axis), lambda y: (cylsm.logsumexp(y, axis) * sums).sum(), x)
     log_probs, probs = cylsm.log_softmax(x, axis), cylsm.softmax(x, axis)
     assert_is_gradient(
         cylsm.log_softmax_backward(upstream, log_probs, axis),
@@ -287,9 +285,7 @@ def test_backward_of_several_axes_by_differences(axis, rng):
         x,
     )
     sums = upstream.sum(axis)
-    assert_is_gradient(
-        cylsm.logsumexp_backward(sums, x, axis), lambda y: (cylsm.logsumexp(y, axis) * sums).sum(), x
-    )
+    assert_is_gradient(cylsm.logsumexp_backward(sums, x, axis), lambda y: (cylsm.logsumexp(y, axis) * sums).sum(), x)
 
 
 @numerical
@@ -299,9 +295,7 @@ def test_backward_of_several_axes_by_differences(axis, rng):
 @pytest.mark.parametrize("kind", ["labels", "probabilities"])
 def test_cross_entropy_by_differences(kind, label_smoothing, weighted, reduction, rng):
     x = rng.normal(size=(3, 5, 2))
-    target = (
-        rng.integers(5, size=(3, 2)) if kind == "labels" else cases.distributions(rng, x.shape, np.float64, 1)
-    )
+    target = rng.integers(5, size=(3, 2)) if kind == "labels" else cases.distributions(rng, x.shape, np.float64, 1)
     if kind == "labels":
         target[0, 1] = -100
     weight = rng.uniform(0.5, 1.5, size=5) if weighted else None

@@ -41,9 +41,7 @@ def test_data_come_with_their_licence():
     assert "CC BY 4.0" in (resources.files("cylsm._cli") / "digits.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "command", ["pip install . && python -m cylsm", 'pip install ".[test]" && python -m pytest']
-)
+@pytest.mark.parametrize("command", ["pip install . && python -m cylsm", 'pip install ".[test]" && python -m pytest'])
 def test_readme_has_the_commands(command):
     assert command in [line for text in blocks("sh") for line in text.splitlines()]
 

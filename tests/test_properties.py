@@ -106,9 +106,7 @@ def test_backward(data):
     x = data.draw(numbers(shape, dtype, extremes=(-INF, 0.0)))
     grads = data.draw(numbers(shape, data.draw(dtypes), extremes=(0.0,), scale=0.3))
     sums = reference.logsumexp(np.zeros(shape), axis, keepdims=data.draw(st.booleans())).shape
-    assert_agrees(
-        "logsumexp_backward", grad_output=data.draw(numbers(sums, dtype, (0.0,), 0.3)), x=x, axis=axis
-    )
+    assert_agrees("logsumexp_backward", grad_output=data.draw(numbers(sums, dtype, (0.0,), 0.3)), x=x, axis=axis)
     for function, name in (("log_softmax", "log_probs"), ("softmax", "probs")):
         saved = data.draw(strided(shape, getattr(reference, function)(x, axis), dtype))
         assert_agrees(function + "_backward", **{"grad_output": grads, name: saved, "axis": axis})
@@ -131,12 +129,8 @@ def test_losses(data):
     options["ignore_index"] = data.draw(st.sampled_from([None, -100, -1, 0, shape[axis], 10**6]))
     target = rng.integers(shape[axis], size=rows)
     if options["ignore_index"] is not None:
-        target = np.where(
-            rng.random(rows) < data.draw(st.sampled_from([0, 0.3, 1])), options["ignore_index"], target
-        )
-    target = data.draw(
-        strided(rows, target, data.draw(st.sampled_from([np.int64, np.int32, np.dtype(">i4")])))
-    )
+        target = np.where(rng.random(rows) < data.draw(st.sampled_from([0, 0.3, 1])), options["ignore_index"], target)
+    target = data.draw(strided(rows, target, data.draw(st.sampled_from([np.int64, np.int32, np.dtype(">i4")]))))
     if function == "cross_entropy":
         options["label_smoothing"] = data.draw(st.sampled_from([0.0, 0.0, 0.25, 1.0]))
         if data.draw(st.booleans()):
@@ -253,9 +247,7 @@ def test_classes_may_be_permuted(data):
     label = data.draw(st.integers(0, x.shape[1] - 1))
     at = np.flatnonzero(order == label)[0]
     made = {"target": np.full(len(x), at), "reduction": "none"}
-    expected = accuracy.expected(
-        "cross_entropy_with_grad", logits=x, **made | {"target": np.full(len(x), label)}
-    )
+    expected = accuracy.expected("cross_entropy_with_grad", logits=x, **made | {"target": np.full(len(x), label)})
     permuted = cylsm.cross_entropy_with_grad(x[:, order], **made)
     accuracy.assert_accurate(permuted, (expected[0], expected[1][:, order]))
 

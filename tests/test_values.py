@@ -46,9 +46,7 @@ def test_confident_row_keeps_its_digits(dtype, gap, place, rivals):
         expected = accuracy.expected(function, x=x)
         accuracy.assert_accurate(getattr(cylsm, function)(x), expected)
     loss, gradient = cylsm.cross_entropy_with_grad(x, target)
-    accuracy.assert_accurate(
-        (loss, gradient), accuracy.expected("cross_entropy_with_grad", logits=x, target=target)
-    )
+    accuracy.assert_accurate((loss, gradient), accuracy.expected("cross_entropy_with_grad", logits=x, target=target))
     accuracy.assert_accurate(
         cylsm.cross_entropy(x, target), accuracy.expected("cross_entropy", logits=x, target=target)
     )

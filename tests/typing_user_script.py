@@ -54,9 +54,7 @@ def shaped_like_the_input(
     assert_type(cylsm.softmax([[1, 2.5, 0], [3, 4, 0]], out=double), Double)
 
 
-def gradients_of_row_operations(
-    half: Half, single: Single, double: Double, integers: Integers, matrix: Matrix
-) -> None:
+def gradients_of_row_operations(half: Half, single: Single, double: Double, integers: Integers, matrix: Matrix) -> None:
     assert_type(cylsm.logsumexp_backward([2.0, 1.0], half), Half)
     assert_type(cylsm.logsumexp_backward(1.0, single, axis=None), Single)
     assert_type(cylsm.logsumexp_backward(single[:, 0], double), Double)
@@ -216,17 +214,13 @@ def losses_with_gradients(
     assert_type(cylsm.cross_entropy_with_grad([[1.0] * 3] * 2, labels, out=double), tuple[np.float64, Double])
 
     g = np.array([0.5, 2.0])
-    assert_type(
-        cylsm.cross_entropy_with_grad(single, labels, reduction="none", grad_output=g), tuple[Single, Single]
-    )
+    assert_type(cylsm.cross_entropy_with_grad(single, labels, reduction="none", grad_output=g), tuple[Single, Single])
     assert_type(
         cylsm.cross_entropy_with_grad(integers, [0, 1], reduction="none", label_smoothing=0.1),
         tuple[Double, Double],
     )
     assert_type(cylsm.cross_entropy_with_grad(matrix, double, reduction="none"), tuple[Single, Matrix])
-    assert_type(
-        cylsm.cross_entropy_with_grad(single, labels, reduction="none", out=matrix), tuple[Single, Matrix]
-    )
+    assert_type(cylsm.cross_entropy_with_grad(single, labels, reduction="none", out=matrix), tuple[Single, Matrix])
     assert_type(cylsm.cross_entropy_with_grad(vector, 0, reduction="none"), tuple[np.floating[Any], Floating])
 
 

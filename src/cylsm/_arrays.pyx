@@ -294,7 +294,6 @@ cdef int add_rows(Task *task, Operand *operand, ndarray a, bint wide, int class_
 cdef void join_row_axes(Task *task, Operand **operands, int count) noexcept:
     """Sort, turn and join the task's row axes; operands[0] leads."""
     cdef int i, j, k, n = 0
-    cdef Py_ssize_t stride, extent_here
     cdef bint joins
     task.rows = 1
     for i in range(task.ndim):
@@ -328,8 +327,8 @@ cdef void join_row_axes(Task *task, Operand **operands, int count) noexcept:
         while j > 0 and operands[0].row_strides[j - 1] < operands[0].row_strides[j]:
             task.shape[j - 1], task.shape[j] = task.shape[j], task.shape[j - 1]
             for k in range(count):
-                operands[k].row_strides[j - 1], operands[k].row_strides[j] = (operands[k].row_strides[j],
-                                                                               operands[k].row_strides[j - 1])
+                operands[k].row_strides[j - 1], operands[k].row_strides[j] = (
+                    operands[k].row_strides[j], operands[k].row_strides[j - 1])
             j -= 1
     i = 0
     for j in range(1, n):

@@ -16,12 +16,9 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from cylsm._kernels cimport (
     FEW_CLASSES,
-    FLOAT32,
-    FLOAT64,
     GROUP,
     LOG_SOFTMAX,
     LOGSUMEXP,
-    LOGSUMEXP_WEIGHTED,
     MIXTURE,
     MIXTURE_COST,
     SHORTEST_ROW,

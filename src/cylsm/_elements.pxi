@@ -116,5 +116,3 @@ cdef void store(Element element_kind, const real *x, Py_ssize_t x_step, Py_ssize
         store_as(False, <float> 0, x, x_step, outer, inner, data, outer_stride, inner_stride)
     else:
         store_as(False, <double> 0, x, x_step, outer, inner, data, outer_stride, inner_stride)
-
-

@@ -51,15 +51,10 @@ cdef tuple rest_of(ndarray a, tuple axes):
 
 cdef ndarray one_class_axis(ndarray a, tuple axes):
     """a with the axes joined into a last one; a view where that is possible."""
-    return np.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim)).reshape(rest_of(a, axes) + (-1 if a.size else
-        product([a.shape[i] for i in axes]),))
-
-
-cdef object product(list numbers):
-    cdef Py_ssize_t p = 1
-    for n in numbers:
-        p *= <Py_ssize_t> n
-    return p
+    cdef Py_ssize_t classes = 1
+    for i in axes:
+        classes *= <Py_ssize_t> a.shape[i]
+    return np.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim)).reshape((*rest_of(a, axes), classes))
 
 
 cdef int rows_and_classes(Task *task, ndarray a, int class_axis) except -1:
@@ -369,24 +364,28 @@ cdef void write_totals(Task *task, Block *block) noexcept nogil:
     cdef Py_ssize_t item = 8 if task.wide else 4
     if task.wide:
         add_totals(<double *> block.scratch, &block.state, block.merged, block.rows,
-                   task.operation == LOGSUMEXP_WEIGHTED and totals.sign.data == NULL)
+                   task.operation == LOGSUMEXP_WEIGHTED, totals.sign.data != NULL)
     else:
         add_totals(<float *> block.scratch, &block.state, block.merged, block.rows,
-                   task.operation == LOGSUMEXP_WEIGHTED and totals.sign.data == NULL)
+                   task.operation == LOGSUMEXP_WEIGHTED, totals.sign.data != NULL)
     write_rows(task, block, &totals.value, block.scratch)
     if totals.sign.data != NULL:
         write_rows(task, block, &totals.sign, <char *> block.state.scale + block.merged * item)
 
 
 cdef void add_totals(real *value, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
-                     bint positive_only) noexcept nogil:
+                     bint weighted, bint signed) noexcept nogil:
     cdef const real *top = <const real *> state.top + first
     cdef const real *log_sum = <const real *> state.log_sum + first
     cdef const real *sign = <const real *> state.scale + first
+    cdef const real *carry = <const real *> state.carry + first
     cdef Py_ssize_t r
     for r in range(rows):
         value[r] = top[r] + log_sum[r]
-    if positive_only:
+    if weighted:
+        for r in range(rows):
+            value[r] = <real> (<double> top[r] + (<double> log_sum[r] + carry[r]))
+    if weighted and not signed:
         for r in range(rows):
             if sign[r] < 0:
                 value[r] = <real> NAN

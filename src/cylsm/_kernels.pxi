@@ -244,7 +244,8 @@ cdef inline real term_of(int operation, real x, real y, real top, real e) noexce
     elif operation == SOFTMAX_BACKWARD:
         return x * y
     elif operation == LOGSUMEXP_WEIGHTED:
-        return <real> 0.0 if x == top else e * y
+        # Infinities of both signs make nan, whatever their weights add up to.
+        return (y * x if x == <real> INFINITY else <real> 0.0) if x == top else e * y
     else:
         return <real> 0.0 if x == top else e
 
@@ -292,6 +293,7 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
     cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3
     cdef real kept[4 * STRIP]
     cdef bint backward = is_backward(operation)
+    cdef bint guarded = backward or operation == LOGSUMEXP_WEIGHTED
     e0 = e1 = e2 = e3 = w0 = w1 = w2 = w3 = 0
     for c in range(0, classes - 3, 4):
         for j in range(width):
@@ -316,10 +318,10 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
                 kept[width + j] = e1
                 kept[2 * width + j] = e2
                 kept[3 * width + j] = e3
-            add_term(backward, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
-            add_term(backward, term_of(operation, v1, w1, top[j], e1), &total[j], &carry[j])
-            add_term(backward, term_of(operation, v2, w2, top[j], e2), &total[j], &carry[j])
-            add_term(backward, term_of(operation, v3, w3, top[j], e3), &total[j], &carry[j])
+            add_term(guarded, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
+            add_term(guarded, term_of(operation, v1, w1, top[j], e1), &total[j], &carry[j])
+            add_term(guarded, term_of(operation, v2, w2, top[j], e2), &total[j], &carry[j])
+            add_term(guarded, term_of(operation, v3, w3, top[j], e3), &total[j], &carry[j])
         if keep:
             for k in range(4):
                 for j in range(width):
@@ -334,7 +336,7 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
                 ties[j] += tie_of(operation, v0, w0, top[j])
             if keep:
                 kept[j] = e0
-            add_term(backward, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
+            add_term(guarded, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
         if keep:
             for j in range(width):
                 exps[c * exps_step + j] = kept[j]
@@ -345,20 +347,24 @@ cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
                             real *cost_carry) noexcept nogil:
     """Adds y to its lane's mass and y * (top - x) to its cost; a class of probability 0 adds 0 where x is -inf."""
     cdef Py_ssize_t c, j
-    cdef real gap, p
+    cdef real p, product
+    cdef double gap, exact
     for c in range(classes):
         for j in range(width):
             p = y[c * y_step + j]
-            gap = top[j] - x[c * x_step + j]
-            gap = <real> 0.0 if p == 0 and gap == <real> INFINITY else p * gap
+            gap = <double> top[j] - x[c * x_step + j]
+            exact = 0.0 if p == 0 and gap == INFINITY else p * gap
+            product = <real> exact
+            exact = exact - product
             add_term(True, p, &mass[j], &mass_carry[j])
-            add_term(True, gap, &cost[j], &cost_carry[j])
+            add_term(True, product, &cost[j], &cost_carry[j])
+            cost_carry[j] = cost_carry[j] + (<real> exact if exact - exact == 0 else <real> 0.0)
 
 
 cdef inline real applied(int operation, bint kept, real x, real y, real top, real low, real mass, real mass_carry,
                          real others, real factor) noexcept nogil:
     """One element of the result. `low` is log_sum or scale; `others` the probability of all but one of the ties."""
-    cdef real p
+    cdef double p
     if operation == LOG_SOFTMAX:
         return (x - top) - low
     elif operation == SOFTMAX:
@@ -369,8 +375,8 @@ cdef inline real applied(int operation, bint kept, real x, real y, real top, rea
         return y * (x - low)
     else:
         # mass * p - y without what cancels in it, and 1 - p without cancellation where p is near 1.
-        p = (exp_of_gap(x, top) * exp_unit(&low)) * low
-        return factor * (p * ((mass - y) + mass_carry) - y * (others if x == top else 1 - p))
+        p = <double> (exp_of_gap(x, top) * exp_unit(&low)) * low
+        return <real> (factor * (p * ((<double> mass - y) + mass_carry) - y * (others if x == top else 1 - p)))
 
 
 cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
@@ -486,7 +492,7 @@ cdef inline void row_sum(int operation, bint keep, const real *x, const real *y,
                 e = exp_of_gap(last_x[j], top)
                 tied[j] += <real> 0.0 if j < known else tie_of(operation, last_x[j], last_y[j], top)
             last_exps[j] = e
-            add_term(is_backward(operation),
+            add_term(is_backward(operation) or operation == LOGSUMEXP_WEIGHTED,
                      <real> 0.0 if j < known else term_of(operation, last_x[j], last_y[j], top, e),
                      &sums[j], &lost[j])
         if keep:
@@ -911,6 +917,7 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
             for j in range(n):
                 signed_log(ties[j], rest[j] + <double> carry[j], &magnitude, &sign)
                 (<real *> state.log_sum)[b + j] = <real> magnitude
+                (<real *> state.carry)[b + j] = <real> (magnitude - <real> magnitude if fabs(magnitude) < INFINITY else 0.0)
                 (<real *> state.scale)[b + j] = <real> sign
             continue
         for j in range(n):

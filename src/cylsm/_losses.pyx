@@ -12,7 +12,6 @@ import operator
 
 import numpy as np
 
-from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY, NAN, exp
 from libc.stdint cimport INT64_MAX, INT64_MIN, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -36,6 +35,7 @@ from cylsm._arrays cimport (
 )
 from cylsm._driver cimport MOST_PARTS, Block, Operand, Task, kernels, row_of, run, share
 from cylsm._kernels cimport (
+    FLOAT16,
     INT8,
     INT16,
     INT32,
@@ -47,7 +47,6 @@ from cylsm._kernels cimport (
     UINT8,
     UINT16,
     UINT32,
-    UINT64,
 )
 from cylsm._threads cimport threads_for
 
@@ -377,8 +376,13 @@ cdef void put_one(Task *task, char *p, real value) noexcept nogil:
 
 
 cdef void put_target(Task *task, char *p, real gap, real others, real scale, real factor) noexcept nogil:
-    """The target's gradient where `out` is not in the kernels' dtype: what stands there is rounded already."""
-    put_one(task, p, -others if gap == 0 else <real> (exp(<double> gap) * scale - factor))
+    """The target's gradient where `out` is no native array. What stands in a float16 one is rounded already."""
+    cdef real here
+    if task.out.element == FLOAT16:
+        here = <real> (exp(<double> gap) * scale)
+    else:
+        kernels(task.wide).load(task.out.element, False, p, 0, 0, 1, 1, &here, 0)
+    put_one(task, p, -others if gap == 0 else here - factor)
 
 
 cdef void clear_row(Task *task, char *p, Py_ssize_t classes, real zero) noexcept nogil:

@@ -192,9 +192,7 @@ def _onnxruntime_call(operation: str, a: Arrays) -> Call | None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cylsm.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     binding.bind_cpu_input("x", a.logits)
     binding.bind_output("y", "cpu", 0, out.dtype.type, out.shape, out.ctypes.data)

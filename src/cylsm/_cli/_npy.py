@@ -54,9 +54,7 @@ def opened(path: str) -> Iterator[NpyFile]:
 
 
 @contextmanager
-def created(
-    path: str, shape: tuple[int, ...], fortran_order: bool, dtype: np.dtype[Any]
-) -> Iterator[NpyFile]:
+def created(path: str, shape: tuple[int, ...], fortran_order: bool, dtype: np.dtype[Any]) -> Iterator[NpyFile]:
     """Open a new array, to be filled by the body; once that has succeeded, `path` is made or replaced."""
     destination = os.path.realpath(path)
     _refuse_special(destination, path)

@@ -147,9 +147,7 @@ def run(args: argparse.Namespace) -> None:
             write_plot(_roofline.picture(figure_class, cells, [*versions], machine))
 
 
-def _measured(
-    grid: Grid, libraries: Iterable[str], pool: ThreadPoolExecutor, threads: int
-) -> Iterator[Cell]:
+def _measured(grid: Grid, libraries: Iterable[str], pool: ThreadPoolExecutor, threads: int) -> Iterator[Cell]:
     for dtype in DTYPES:
         for shape, axis in grid.arrays:
             rng = np.random.default_rng(SEED)

@@ -60,12 +60,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "than memory. Results go to standard output, progress to standard error.",
     )
     parser.add_argument("logits", metavar="LOGITS.npy", help="real numbers, not necessarily normalised")
-    parser.add_argument(
-        "targets", metavar="TARGETS.npy", help="integers, shaped as the logits less that axis"
-    )
-    parser.add_argument(
-        "--axis", type=int, default=-1, metavar="A", help="the class axis (default: the last)"
-    )
+    parser.add_argument("targets", metavar="TARGETS.npy", help="integers, shaped as the logits less that axis")
+    parser.add_argument("--axis", type=int, default=-1, metavar="A", help="the class axis (default: the last)")
     parser.add_argument(
         "--ignore-index",
         type=int,
@@ -73,9 +69,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="I",
         help="rows with this label do not count (default: %(default)s)",
     )
-    parser.add_argument(
-        "--log-probs", metavar="OUT.npy", help="also write the logits' log_softmax to this file"
-    )
+    parser.add_argument("--log-probs", metavar="OUT.npy", help="also write the logits' log_softmax to this file")
     parser.set_defaults(run=run)
 
 
