@@ -18,8 +18,8 @@ cdef struct Operand:
 
 cdef struct Block:
     Py_ssize_t part         # the share it belongs to
-    Py_ssize_t first        # row axes but the last are flattened into `outer`; the rows are first .. first + rows
-    Py_ssize_t outer        #   of the last row axis
+    Py_ssize_t outer        # index into the row axes but the last, flattened
+    Py_ssize_t first        # along the last row axis: the rows are first .. first + rows
     Py_ssize_t rows
     Py_ssize_t merged       # entry of the state that holds the result of the first row
     RowState state

@@ -38,7 +38,7 @@ def exact(array: NDArray[Any]) -> Exact:
     """The same numbers in the type to compute with."""
     if LONGDOUBLE_IS_WIDER:
         return array.astype(np.longdouble)
-    return np.vectorize(Decimal, otypes=[object])(array.astype(np.float64))
+    return np.asarray(np.vectorize(Decimal, otypes=[object])(array.astype(np.float64)))
 
 
 def _log1p(x: Exact) -> Exact:
@@ -49,7 +49,7 @@ def _log1p(x: Exact) -> Exact:
         # Where 1 + number loses digits, two terms of the series are enough.
         return number - number * number / 2 if number < Decimal("1e-16") else (1 + number).ln()
 
-    return np.vectorize(log1p, otypes=[object])(x)
+    return np.asarray(np.vectorize(log1p, otypes=[object])(x))
 
 
 class ExactRows:
@@ -77,7 +77,7 @@ class ExactRows:
         np.put_along_axis(self.cross_entropy_gradient, at_target, -not_target / total, -1)
 
     def logsumexp_backward(self) -> Exact:
-        return exact(self._arrays.row_grad_output)[..., np.newaxis] * self.softmax
+        return np.asarray(exact(self._arrays.row_grad_output)[..., np.newaxis] * self.softmax)
 
     def log_softmax_backward(self) -> tuple[Exact, Exact]:
         """The gradient, and the sum of the magnitudes of the terms that it is."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class Arrays:
     logits: NDArray[Any]
     target: NDArray[np.int64]
     axis: int
-    reduction: str  # "mean" or "none"
+    reduction: Literal["mean", "none"]
     rng: np.random.Generator
 
     @cached_property

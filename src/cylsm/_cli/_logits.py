@@ -41,7 +41,7 @@ def _ties(rng: np.random.Generator, rows: int, classes: int) -> Rows:
 
 def _normalised(rng: np.random.Generator, rows: int, classes: int) -> Rows:
     x = 4 * rng.standard_normal((rows, classes))
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)))
 
 
 LOGITS: dict[str, Callable[[np.random.Generator, int, int], Rows]] = {

@@ -5,6 +5,7 @@ np.copyto, reading two arrays and writing one is np.add. Each thread repeats its
 others, so that what it costs to start a thread does not count.
 """
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,7 +39,7 @@ def movers(arrays: list[NDArray[Any]], pool: ThreadPoolExecutor, threads: int) -
     flat = [array.reshape(-1) for array in arrays]
     line = LINE_BYTES // flat[0].itemsize
     cuts = [flat[0].size * i // threads // line * line for i in range(threads)] + [flat[0].size]
-    shares = [[a[start:stop] for a in flat] for start, stop in zip(cuts, cuts[1:], strict=False)]
+    shares = [[a[start:stop] for a in flat] for start, stop in itertools.pairwise(cuts)]
 
     def repeat(share: list[NDArray[Any]], times: int) -> None:
         for _ in range(times):

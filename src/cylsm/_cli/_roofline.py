@@ -18,7 +18,7 @@ OPERATIONS = {
 }
 
 # Told apart without colours too.
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "cylsm": {"color": "#c1272d", "marker": "o", "linewidth": 2.5, "zorder": 4},
     "SciPy": {"color": "#7f7f7f", "marker": "s"},
     "PyTorch": {"color": "#e08214", "marker": "^"},
@@ -46,7 +46,6 @@ def picture(figure_class: Any, cells: Iterable[Cell], libraries: Sequence[str], 
         panel.set_title(f"{operation} ({moves})", fontsize=10)
     panels[0].set_ylabel("GB/s")
     figure.supxlabel("bytes that have to be moved", fontsize=10)
-    versions = ", ".join(libraries)
     figure.suptitle(f"{DTYPE}, rows of {CLASSES} classes; {machine}", fontsize=11)
     handles, labels = panels[1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
