@@ -161,11 +161,15 @@ cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
     return (a - (s - v)) + (b - v)
 
 
-cdef inline real reciprocal_of_sum(real a, real b, real carry) noexcept nogil:
-    cdef real s = a + b
-    cdef real c = lost_in_sum(a, b, s) + carry
-    cdef real inverse = <real> 1.0 / s
-    return inverse - inverse * (c * inverse)
+cdef inline real share_of_sum(real factor, real a, real b, real carry) noexcept nogil:
+    """factor / (a + b + carry), rounded once in float."""
+    cdef real s, c
+    if real is float:
+        return <float> (<double> factor / ((<double> a + b) + carry))
+    else:
+        s = a + b
+        c = lost_in_sum(a, b, s) + carry
+        return factor * (1.0 / s - (c / s) / s)
 
 
 cdef inline real log_of_sum(real a, real b, real carry) noexcept nogil:
@@ -899,6 +903,7 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
     cdef real carry[GROUP]
     cdef real log_sum[GROUP]
     cdef real scale[GROUP]
+    cdef real factors[GROUP]
     cdef double magnitude, sign
     for g in range((rows + GROUP - 1) // GROUP):
         b = first + g * GROUP
@@ -921,16 +926,18 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
                 (<real *> state.scale)[b + j] = <real> sign
             continue
         for j in range(n):
+            factors[j] = 1
+        if operation == SOFTMAX and factor != NULL:
+            for j in range(n):
+                factors[j] = factor[b - first + j]
+        for j in range(n):
             log_sum[j] = log_of_sum(ties[j], rest[j], carry[j])
-            scale[j] = reciprocal_of_sum(ties[j], rest[j], carry[j])
+            scale[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j])
         for j in range(n):
             log_sum[j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
             scale[j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
         for j in range(n):
             (<real *> state.log_sum)[b + j] = log_sum[j]
-        if operation == SOFTMAX and factor != NULL:
-            for j in range(n):
-                scale[j] = scale[j] * factor[b - first + j]
         for j in range(n):
             (<real *> state.scale)[b + j] = scale[j]
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -246,7 +245,7 @@ LIBRARIES: dict[str, Callable[[str, Arrays], Call | None]] = {
     "JAX": _jax_call,
 }
 
-# What has to be importable.
+# What has to be importable; the first has the version.
 PACKAGES = {
     "cylsm": ("cylsm",),
     "SciPy": ("scipy",),
@@ -269,11 +268,10 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
     versions = {}
     for name in names:
         try:
-            for package in PACKAGES[name]:
-                importlib.import_module(package)
+            package, *_ = map(importlib.import_module, PACKAGES[name])
         except (ImportError, OSError):  # OSError: one of its own libraries does not load
             continue
-        versions[name] = version(PACKAGES[name][0])
+        versions[name] = package.__version__
     return versions
 
 

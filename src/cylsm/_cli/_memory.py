@@ -39,7 +39,7 @@ def movers(arrays: list[NDArray[Any]], pool: ThreadPoolExecutor, threads: int) -
     flat = [array.reshape(-1) for array in arrays]
     line = LINE_BYTES // flat[0].itemsize
     cuts = [flat[0].size * i // threads // line * line for i in range(threads)] + [flat[0].size]
-    shares = [[a[start:stop] for a in flat] for start, stop in itertools.pairwise(cuts)]
+    shares = [[a[start:stop] for a in flat] for start, stop in itertools.pairwise(cuts) if start < stop]
 
     def repeat(share: list[NDArray[Any]], times: int) -> None:
         for _ in range(times):

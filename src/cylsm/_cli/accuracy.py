@@ -1,11 +1,4 @@
-"""``python -m cylsm accuracy``: errors of cylsm, SciPy and PyTorch against exact results, in ulp.
-
-The JSON file holds an object: ``versions``, ``isa``, ``exact`` (what the exact results are computed with),
-``rows`` (how many of each kind, by number of classes), ``kinds``, ``confident`` (the loss of one confident row,
-exact and of each library), and ``results``, a list of objects: ``operation``, ``dtype``, ``elements``, ``limit``
-(of cylsm, in ulp), ``grows`` (whether the limit does, with -ln|r|), ``ulp_of``, and ``errors``, for each library
-``max_ulp``, ``mean_ulp`` and ``max_of_limit``. An infinite error, as of a nan, is null.
-"""
+"""``python -m cylsm accuracy``: errors of cylsm, SciPy and PyTorch against exact results, in ulp."""
 
 import argparse
 import json
@@ -79,6 +72,13 @@ signs, at the sum of the terms' magnitudes. A result below the smallest normal n
 it is marked *, it is multiplied by max(1, -ln|r|), since a result e^-gap carries the rounding of the gap.
 Gradients and losses beside SciPy's functions are the usual NumPy formulas with them."""
 
+JSON_KEYS = """\
+The JSON file holds an object: "versions" of the libraries, "isa", "exact" (what the exact results are computed with),
+"rows" (how many of each kind, by number of classes), "kinds", "confident" (the loss of one confident row, exact and by
+library) and "results". Each of these has "operation", "dtype", "elements", "limit" (of cylsm, in ulp), "grows" (whether
+the limit does, with -ln|r|), "ulp_of" (which magnitude), and "errors": by library "max_ulp", "mean_ulp" and
+"max_of_limit", null if infinite, as of a nan."""
+
 
 @dataclass
 class Errors:
@@ -107,6 +107,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="errors of cylsm, SciPy and PyTorch in ulp",
         description="Measure the errors of cylsm, and of SciPy and PyTorch where they are installed, against exact "
         "results, over rows of many kinds: the largest and the mean, in units in the last place.",
+        epilog=JSON_KEYS,
     )
     parser.add_argument("--quick", action="store_true", help="fewer rows, of at most 1000 classes")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
