@@ -254,6 +254,12 @@ cdef inline real term_of(int operation, real x, real y, real top, real e) noexce
         return <real> 0.0 if x == top else e
 
 
+cdef inline real lost_in_term(real x, real y, real top, real e) noexcept nogil:
+    """What the rounding of a weighted term lost, in float."""
+    cdef double exact = <double> e * y
+    return <real> (exact - <real> exact) if x != top and fabs(exact) < INFINITY else <real> 0.0
+
+
 cdef inline real tie_of(int operation, real x, real y, real top) noexcept nogil:
     """What one element adds to `ties`."""
     if operation == LOGSUMEXP_WEIGHTED:
@@ -323,9 +329,17 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
                 kept[2 * width + j] = e2
                 kept[3 * width + j] = e3
             add_term(guarded, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
+            if operation == LOGSUMEXP_WEIGHTED:
+                carry[j] += lost_in_term(v0, w0, top[j], e0)
             add_term(guarded, term_of(operation, v1, w1, top[j], e1), &total[j], &carry[j])
+            if operation == LOGSUMEXP_WEIGHTED:
+                carry[j] += lost_in_term(v1, w1, top[j], e1)
             add_term(guarded, term_of(operation, v2, w2, top[j], e2), &total[j], &carry[j])
+            if operation == LOGSUMEXP_WEIGHTED:
+                carry[j] += lost_in_term(v2, w2, top[j], e2)
             add_term(guarded, term_of(operation, v3, w3, top[j], e3), &total[j], &carry[j])
+            if operation == LOGSUMEXP_WEIGHTED:
+                carry[j] += lost_in_term(v3, w3, top[j], e3)
         if keep:
             for k in range(4):
                 for j in range(width):
@@ -341,6 +355,8 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
             if keep:
                 kept[j] = e0
             add_term(guarded, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
+            if operation == LOGSUMEXP_WEIGHTED:
+                carry[j] += lost_in_term(v0, w0, top[j], e0)
         if keep:
             for j in range(width):
                 exps[c * exps_step + j] = kept[j]
@@ -499,6 +515,8 @@ cdef inline void row_sum(int operation, bint keep, const real *x, const real *y,
             add_term(is_backward(operation) or operation == LOGSUMEXP_WEIGHTED,
                      <real> 0.0 if j < known else term_of(operation, last_x[j], last_y[j], top, e),
                      &sums[j], &lost[j])
+            if operation == LOGSUMEXP_WEIGHTED and j >= known:
+                lost[j] += lost_in_term(last_x[j], last_y[j], top, e)
         if keep:
             for j in range(lanes):
                 exps[classes - lanes + j] = last_exps[j]

@@ -62,7 +62,7 @@ FULL = Grid(
     seconds=0.5,
     rounds=5,
 )
-QUICK = Grid((((8, 10), -1), ((16, 1000), -1), ((512, 1000), -1), ((4096, 1000), -1)), seconds=0.05, rounds=3)
+QUICK = Grid((((1, 1000), -1), ((64, 1000), -1), ((4096, 1000), -1)), seconds=0.1, rounds=3)
 
 # Arrays that no cache holds: there the share of the limit says how well the memory is used.
 LARGE_BYTES = 100_000_000
