@@ -268,6 +268,14 @@ cdef inline real tie_of(int operation, real x, real y, real top) noexcept nogil:
         return <real> 1.0 if x == top else <real> 0.0
 
 
+cdef inline void add_tie(real tie, real *ties, real *carry) noexcept nogil:
+    """Counts are added exactly; what a sum of weights loses goes to the carry, in its unit."""
+    cdef real s = ties[0] + tie
+    cdef real lost = lost_in_sum(ties[0], tie, s) / exp_unit(carry)
+    carry[0] += lost if lost - lost == 0 else <real> 0.0
+    ties[0] = s
+
+
 cdef inline real seen(int operation, real x, real y) noexcept nogil:
     """The element as reduce sees it: without weight it counts as -inf, whatever it holds."""
     if operation == LOGSUMEXP_WEIGHTED:
@@ -321,8 +329,14 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
                 e1 = exp_of_gap(v1, top[j])
                 e2 = exp_of_gap(v2, top[j])
                 e3 = exp_of_gap(v3, top[j])
-                ties[j] += ((tie_of(operation, v0, w0, top[j]) + tie_of(operation, v1, w1, top[j]))
-                            + (tie_of(operation, v2, w2, top[j]) + tie_of(operation, v3, w3, top[j])))
+                if operation == LOGSUMEXP_WEIGHTED:
+                    add_tie(tie_of(operation, v0, w0, top[j]), &ties[j], &carry[j])
+                    add_tie(tie_of(operation, v1, w1, top[j]), &ties[j], &carry[j])
+                    add_tie(tie_of(operation, v2, w2, top[j]), &ties[j], &carry[j])
+                    add_tie(tie_of(operation, v3, w3, top[j]), &ties[j], &carry[j])
+                else:
+                    ties[j] += ((tie_of(operation, v0, w0, top[j]) + tie_of(operation, v1, w1, top[j]))
+                                + (tie_of(operation, v2, w2, top[j]) + tie_of(operation, v3, w3, top[j])))
             if keep:
                 kept[j] = e0
                 kept[width + j] = e1
@@ -351,7 +365,7 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
             v0 = seen(operation, x[c * x_step + j], w0)
             if not backward:
                 e0 = exp_of_gap(v0, top[j])
-                ties[j] += tie_of(operation, v0, w0, top[j])
+                add_tie(tie_of(operation, v0, w0, top[j]), &ties[j], &carry[j])
             if keep:
                 kept[j] = e0
             add_term(guarded, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])

@@ -12,7 +12,7 @@ import operator
 
 import numpy as np
 
-from libc.math cimport INFINITY, NAN, exp
+from libc.math cimport INFINITY, NAN, exp, log1p
 from libc.stdint cimport INT64_MAX, INT64_MIN, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -437,14 +437,22 @@ cdef void close_labels(Task *task, Block *block) noexcept nogil:
 cdef inline void close_costs(Task *task, Block *block, real *losses) noexcept nogil:
     """Losses of class probabilities or smoothed labels; ignored rows' gradients."""
     cdef const real *log_sum = <const real *> block.state.log_sum + block.merged
+    cdef const real *ties = <const real *> block.state.ties + block.merged
+    cdef const real *rest = <const real *> block.state.rest + block.merged
     cdef const real *mass = <const real *> block.state.mass + block.merged
+    cdef const real *mass_carry = <const real *> block.state.mass_carry + block.merged
     cdef const real *cost = <const real *> block.state.cost + block.merged
     cdef const real *carry = <const real *> block.state.carry + block.merged
     cdef bint labelled = task.open == &open_labels
+    cdef double exact_log
     cdef char *out
     cdef Py_ssize_t r
     for r in range(block.rows):
-        losses[r] = <real> ((<double> mass[r] * log_sum[r] + carry[r]) + cost[r])
+        if real is float:
+            exact_log = log1p((<double> ties[r] - 1) + rest[r])
+        else:
+            exact_log = log_sum[r]
+        losses[r] = <real> (((<double> mass[r] + mass_carry[r]) * exact_log + carry[r]) + cost[r])
         if labelled and labels_of(block)[r] == IGNORED:
             losses[r] = 0
     if labelled and task.out.data != NULL:
