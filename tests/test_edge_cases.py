@@ -154,6 +154,31 @@ def test_gradient_at_minus_inf(length, dtype, axis, seed, rng):
 @each_axis
 @each_dtype
 @each_length
+def test_nan_in_a_backward_function(length, dtype, axis, seed, rng):
+    """It spreads as the formulas say: with a sum to the whole row, with a log-probability no further."""
+    x, _ = ordinary(dtype, length, seed)
+    at = (EACH, places(length))
+    grads = rng.normal(size=x.shape).astype(dtype)
+    log_probs = reference.rounded(reference.log_softmax(x), dtype)
+    probs = reference.rounded(reference.softmax(x), dtype)
+    bad_x, bad_grads, bad_log_probs, bad_probs = x.copy(), grads.copy(), log_probs.copy(), probs.copy()
+    for bad in (bad_x, bad_grads, bad_log_probs, bad_probs):
+        bad[at] = NAN
+    bad_x[3:5] = -INF
+    for gradient in (
+        run("logsumexp_backward", axis, grad_output=grads[:, 0], x=bad_x),
+        run("log_softmax_backward", axis, grad_output=bad_grads, log_probs=log_probs),
+        run("softmax_backward", axis, grad_output=bad_grads, probs=probs),
+        run("softmax_backward", axis, grad_output=grads, probs=bad_probs),
+    ):
+        assert np.isnan(gradient[EACH]).all()
+    gradient = run("log_softmax_backward", axis, grad_output=grads, log_probs=bad_log_probs)
+    np.testing.assert_array_equal(np.isnan(gradient), np.isnan(bad_log_probs))
+
+
+@each_axis
+@each_dtype
+@each_length
 def test_plus_inf_among_the_logits_of_a_loss(length, dtype, axis, seed):
     x, target = ordinary(dtype, length, seed)
     x, target = x.copy(), target.copy()
@@ -294,6 +319,25 @@ def test_huge_equal_logits(length, dtype, axis, seed):
         loss, gradient = run("cross_entropy_with_grad", axis, logits=x, target=target, reduction="none")
         np.testing.assert_allclose(loss[EACH], np.log(length), rtol=1e-6)
         np.testing.assert_allclose(gradient[EACH].sum(-1), 0, atol=1e-6)
+
+
+@each_axis
+@each_dtype
+@each_length_from_2
+def test_differences_beyond_the_range(length, dtype, axis, seed):
+    """A log-probability too low for its dtype is -inf, the loss inf, and nothing warns."""
+    x, target = ordinary(dtype, length, seed)
+    x, target = x.copy(), (target * 0)
+    huge = np.finfo(dtype).max
+    x[EACH] = -huge
+    x[EACH, places(length)] = huge
+    target[:6] = (np.array(places(length)) + 1) % length
+    assert (run("logsumexp", axis, x=x)[EACH] == huge).all()
+    assert (run("log_softmax", axis, x=x)[range(6), target[:6]] == -INF).all()
+    assert (run("softmax", axis, x=x)[EACH, places(length)] == 1).all()
+    loss, gradient = run("cross_entropy_with_grad", axis, logits=x, target=target, reduction="none")
+    assert (loss[EACH] == INF).all()
+    assert (gradient[EACH, places(length)] == 1).all()
 
 
 @each_axis

@@ -56,6 +56,25 @@ def test_layout_of_the_inputs(function, layout, shape, axis, dtype, seed):
         np.testing.assert_array_equal(arranged[name], value)
 
 
+@each_dtype
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+@pytest.mark.parametrize(("shape", "axis"), [((70, 7), -1), ((7, 70), 0), ((3, 21, 19), 1)])
+def test_layout_of_the_options(layout, kind, shape, axis, dtype, seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=shape).astype(dtype)
+    target = cases.labels(rng, logits, axis)
+    options = {
+        "target": target if kind == "labels" else cases.distributions(rng, shape, dtype, axis),
+        "weight": rng.uniform(0.2, 1.5, shape[axis]).astype(dtype),
+        "grad_output": rng.uniform(-1, 1, target.shape).astype(dtype),
+    }
+    made = {"logits": logits, "axis": axis, "reduction": "none", "label_smoothing": 0.25}
+    arranged = {name: layout(value) for name, value in options.items()}
+    expected = accuracy.expected("cross_entropy_with_grad", **made, **options)
+    accuracy.assert_accurate(cylsm.cross_entropy_with_grad(**made, **arranged), expected)
+
+
 @each_function
 @each_dtype
 @pytest.mark.parametrize("broadcast", ["rows", "classes", "both"])
@@ -267,6 +286,20 @@ def test_out_overlaps_what_is_not_shaped_like_it(function, dtype, rng):
             results = getattr(cylsm, function)(**made | {inside: given}, out=out)
             for result, exact in zip(results, wanted, strict=True):
                 np.testing.assert_array_equal(result, exact)
+
+
+@each_dtype
+@pytest.mark.parametrize(("shape", "axis"), [((70, 7), -1), ((7, 70), 0), ((5, 300), 1), ((2, 9000), 1)])
+def test_out_overlaps_the_probabilities(shape, axis, dtype, rng):
+    logits = rng.normal(size=shape).astype(dtype)
+    target = cases.distributions(rng, shape, dtype, axis)
+    wanted = cylsm.cross_entropy_with_grad(logits, target, axis)
+    for shift in (0, 1, 5, -1, -shape[1]):
+        room = np.empty(target.size + abs(shift), dtype)
+        given = room[max(0, -shift) :][: target.size].reshape(shape)
+        out = room[max(0, shift) :][: target.size].reshape(shape)
+        given[...] = target
+        accuracy.assert_same_bits(cylsm.cross_entropy_with_grad(logits, given, axis, out=out), wanted)
 
 
 @pytest.mark.parametrize("function", ["log_softmax_backward", "softmax_backward", "cross_entropy_with_grad"])

@@ -33,6 +33,22 @@ def test_row_of_a_million(function, dtype, seed):
     accuracy.assert_accurate(getattr(cylsm, function)(**arguments), expected)
 
 
+@pytest.mark.parametrize("classes", [*LENGTHS, 2049, 4097])
+@pytest.mark.parametrize("dtype", accuracy.FLOATS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_weighted_rows(axis, dtype, classes, seed):
+    """logsumexp with weights of one sign and of both, for each element, each class, each row and all at once."""
+    rng = np.random.default_rng([seed, classes])
+    x = cases.logits(rng, 67 if classes < 100 else 7, classes, dtype)
+    positive = rng.uniform(0.2, 3, x.shape).astype(dtype)
+    some = np.where(rng.random(x.shape) < 0.4, dtype(0), positive)
+    signed = some * rng.choice(np.array([-1, 1], dtype), x.shape)
+    x = np.ascontiguousarray(np.moveaxis(x, 1, axis))
+    for b in (positive, some, signed, positive[:1], some[:1], signed[:, :1], np.ones((1, 1), dtype)):
+        made = {"x": x, "b": np.moveaxis(b, 1, axis), "axis": axis, "return_sign": True}
+        accuracy.assert_accurate(cylsm.logsumexp(**made), accuracy.expected("logsumexp", **made))
+
+
 @pytest.mark.parametrize("rivals", [1, 40, 60_000])
 @pytest.mark.parametrize("place", [0, 0.5, 1])
 @pytest.mark.parametrize("gap", [20, 30, 60])
