@@ -216,7 +216,7 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     cdef Py_ssize_t used = 0
     # Kernels of short rows work on whole groups; merged entries follow the tiles'.
     cdef Py_ssize_t rows = plan.block_rows + GROUP
-    cdef Py_ssize_t entries = (rows if plan.tiles == 1 else (plan.tiles + 1) * plan.block_rows) * plan.size
+    cdef Py_ssize_t entries = (rows if plan.tiles == 1 else (plan.tiles + 1) * plan.block_rows + GROUP) * plan.size
     cdef Py_ssize_t piece = plan.block_rows * (plan.tile + SHORTEST_ROW) * plan.size
     cdef const Task *task = plan.task
     if worker == NULL:
@@ -226,6 +226,8 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.block.state.rest = take(base, &used, entries)
     worker.block.state.carry = take(base, &used, entries)
     worker.block.state.log_sum = take(base, &used, entries)
+    worker.block.state.log_low = take(base, &used, entries)
+    worker.block.state.peak = take(base, &used, entries)
     worker.block.state.scale = take(base, &used, entries)
     worker.block.state.mass = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
     worker.block.state.mass_carry = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
@@ -291,14 +293,20 @@ cdef void store_piece(const Plan *plan, const Block *block, Py_ssize_t t, const 
                            out.class_stride)
 
 
+cdef void *out_of(const Plan *plan, const Block *block, Py_ssize_t t, Py_ssize_t *step) noexcept nogil:
+    """Tile t of the block's rows of out, where a kernel can write it."""
+    cdef const Operand *out = &plan.task.out
+    step[0] = (out.class_stride if plan.regime == STRIP else row_stride(plan, out)) // plan.size
+    return row_of(plan.task, out, block) + t * plan.tile * out.class_stride
+
+
 cdef void *exps_of(const Plan *plan, Worker *worker, const Block *block, Py_ssize_t t, Py_ssize_t *step) noexcept nogil:
     """Where the exps of tile t are written, and read again if they are kept."""
     if plan.keep_apart:
         step[0] = plan.task.classes
         return <char *> worker.exps + t * plan.tile * plan.size
     if plan.kept and plan.out_direct:
-        step[0] = (plan.task.out.class_stride if plan.regime == STRIP else row_stride(plan, &plan.task.out)) // plan.size
-        return row_of(plan.task, &plan.task.out, block) + t * plan.tile * plan.task.out.class_stride
+        return out_of(plan, block, t, step)
     step[0] = block.rows if plan.regime == STRIP else tile_length(plan, t)
     return worker.out_piece
 
@@ -307,11 +315,13 @@ cdef void reduce_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t
     cdef Py_ssize_t x_step, y_step = 0, exps_step = 0
     cdef const void *x = piece_of(plan, &plan.task.x, plan.x_direct, block, t, worker.x_piece, &x_step)
     cdef const void *y = x
-    cdef void *exps = <void *> x
+    cdef void *exps = NULL
     if has_y(plan.task) and operation != LOGSUMEXP:
         y = y_of(plan, worker, block, t, &y_step)
     if operation == SOFTMAX:
         exps = exps_of(plan, worker, block, t, &exps_step)
+    elif plan.regime == ROWS and plan.out_direct and not plan.stream and operation != MIXTURE_COST:
+        exps = out_of(plan, block, t, &exps_step)
     if plan.regime == STRIP:
         plan.kernels.reduce_strip(operation, x, x_step, y, y_step, block.rows, tile_length(plan, t), &block.state,
                                   t * block.rows, exps, exps_step)
@@ -334,8 +344,7 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
         x = piece_of(plan, &task.x, plan.x_direct, block, t, worker.x_piece, &x_step)
     y = y_of(plan, worker, block, t, &y_step) if has_y(task) else x
     if plan.out_direct:
-        out_step = (task.out.class_stride if plan.regime == STRIP else row_stride(plan, &task.out)) // plan.size
-        out = row_of(task, &task.out, block) + t * plan.tile * task.out.class_stride
+        out = out_of(plan, block, t, &out_step)
     else:
         out_step = block.rows if plan.regime == STRIP else tile_length(plan, t)
         out = worker.out_piece
@@ -415,7 +424,7 @@ cdef void compute_block(Plan *plan, Worker *worker, Py_ssize_t index, bint share
     else:
         all_tiles(plan, worker, block, operation, shared)
         merge_tiles(plan, block, operation)
-        plan.kernels.finish(operation, &block.state, block.merged, block.rows,
+        plan.kernels.finish(task.operation, &block.state, block.merged, block.rows,
                             block.factor if task.has_factor else NULL)
         if mixture:
             for t in range(plan.tiles if plan.tiles > 1 else 0):
@@ -424,7 +433,7 @@ cdef void compute_block(Plan *plan, Worker *worker, Py_ssize_t index, bint share
             all_tiles(plan, worker, block, MIXTURE_COST, shared)
             merge_tiles(plan, block, MIXTURE_COST)
         elif plan.tiles > 1 and operation == SOFTMAX:
-            plan.kernels.spread(block.state.top, block.state.scale, block.rows, plan.tiles, block.merged)
+            plan.kernels.spread(&block.state, block.state.top, block.rows, plan.tiles, block.merged)
         if task.out.data != NULL:
             all_tiles(plan, worker, block, APPLY, shared)
     if task.close != NULL:

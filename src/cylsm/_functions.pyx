@@ -378,13 +378,14 @@ cdef void add_totals(real *value, const RowState *state, Py_ssize_t first, Py_ss
     cdef const real *top = <const real *> state.top + first
     cdef const real *log_sum = <const real *> state.log_sum + first
     cdef const real *sign = <const real *> state.scale + first
-    cdef const real *carry = <const real *> state.carry + first
+    cdef const real *log_low = <const real *> state.log_low + first
+    cdef real s, lost, v
     cdef Py_ssize_t r
     for r in range(rows):
-        value[r] = top[r] + log_sum[r]
-    if weighted:
-        for r in range(rows):
-            value[r] = <real> (<double> top[r] + (<double> log_sum[r] + carry[r]))
+        s = top[r] + log_sum[r]
+        v = s - top[r]
+        lost = ((top[r] - (s - v)) + (log_sum[r] - v)) + log_low[r]
+        value[r] = s + (lost if lost - lost == 0 else <real> 0.0)
     if weighted and not signed:
         for r in range(rows):
             if sign[r] < 0:

@@ -47,12 +47,15 @@ cdef struct RowState:
     void *rest       # sum of exp(x - top) over the others; for the backward operations the sum itself
     void *carry      # what rest's rounding lost; after MIXTURE_COST what cost's did
     void *log_sum    # log(ties + rest)
-    void *scale      # factor / (ties + rest); for the backward operations the sum
+    void *log_low    # what its rounding lost
+    void *peak       # factor / (ties + rest): what an element equal to top becomes
+    void *scale      # what an exp is multiplied by; for the backward operations the sum
     void *mass
     void *mass_carry
     void *cost
 
-# Fills entries first .. first + rows of the state; `exps`, if not NULL, receives exp(x - top).
+# Fills entries first .. first + rows of the state. SOFTMAX: `exps` receives the exps; otherwise, if not NULL, it is what
+# will be read or written next, and is asked for meanwhile.
 ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                                void *exps, Py_ssize_t exps_step) noexcept nogil
@@ -62,8 +65,9 @@ ctypedef void (*merge_kernel)(int operation, const RowState *state, void *tops, 
 # Sets log_sum and scale of entries first .. first + rows; a NULL factor is 1.
 ctypedef void (*finish_kernel)(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
                                const void *factor) noexcept nogil
-# Sets every tile's scale from its row's, so that exps taken relative to a tile's own top can be used as they are.
-ctypedef void (*spread_kernel)(const void *tops, void *scales, Py_ssize_t rows, Py_ssize_t tiles,
+# Sets every tile's scale and peak from its row's, so that exps taken relative to a tile's own top can be used as they
+# are.
+ctypedef void (*spread_kernel)(const RowState *state, const void *tops, Py_ssize_t rows, Py_ssize_t tiles,
                                Py_ssize_t first) noexcept nogil
 # Writes the result. SOFTMAX: where `kept`, x holds the exps that reduce has kept.
 ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_t x_step, const void *y,

@@ -14,7 +14,7 @@
 # (e) Never x - lse: (x - top) - log_sum, both terms of one sign.
 
 from libc.float cimport DBL_MAX, FLT_MAX
-from libc.math cimport INFINITY, NAN, exp as libm_exp, fabs, log as libm_log, log1p
+from libc.math cimport INFINITY, NAN, exp as libm_exp, exp2, fabs, log as libm_log, log1p
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -66,6 +66,7 @@ cdef extern from "_native.h" nogil:
     uint64_t bits_of_double(double x)
     float float_of_bits(uint32_t bits)
     double double_of_bits(uint64_t bits)
+    void prefetch_line(const void *p)
     void stream_lines(void *to, const void *source, Py_ssize_t lines)
 
 ctypedef fused real:
@@ -77,25 +78,43 @@ cdef enum:
     BATCH = 16                # rows whose lanes are folded together
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
 
+# What belongs to a row (or lane): lines of one array, as long as there are rows.
+cdef enum:
+    TOP
+    CENTRE
+    SHIFT
+    LEAST
+    REFERENCE                 # how many lines a reduction needs
+    LOW = REFERENCE           # log_sum or scale
+    UNITY                     # what exp_from makes of the top
+    PEAK                      # what becomes of it
+    MASS
+    MASS_CARRY
+    OTHERS                    # probability of all but one of the ties
+    FACTOR
+    PARAMETERS                # how many apply needs
+
+# The running sums, likewise.
+cdef enum:
+    TOTAL
+    CARRY
+    TIES
+    TIES_CARRY
+    SUMS
+
 
 # ---- exp and log -----------------------------------------------------------------------------------------------
 
-cdef inline real exp_mantissa(real x, real x_low, real *shifted) noexcept nogil:
-    """exp(x + x_low) / 2**n with n = round(x / ln 2). `shifted` ends in the bits of n, exponent bias and exp_unit."""
-    cdef real n, r, p
+cdef inline real exp_series(real r) noexcept nogil:
+    """(exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2."""
+    cdef real p
     if real is float:
-        shifted[0] = x * <float> 1.4426950408889634 + <float> 12583069.0
-        n = shifted[0] - <float> 12583069.0
-        r = (x - n * <float> 0.693145751953125) + (x_low - n * <float> 1.4286068203094173e-06)
         p = <float> 0.0013814540579915047
         p = p * r + <float> 0.00836874544620514
         p = p * r + <float> 0.04166838899254799
         p = p * r + <float> 0.1666652113199234
-        p = p * r + <float> 0.4999999403953552
+        return p * r + <float> 0.4999999403953552
     else:
-        shifted[0] = x * 1.4426950408889634 + 6755399441056827.0
-        n = shifted[0] - 6755399441056827.0
-        r = (x - n * 6.93147180369123816490e-01) + (x_low - n * 1.90821492927058770002e-10)
         p = 2.500001885308334e-08
         p = p * r + 2.7630306255647857e-07
         p = p * r + 2.755758680384707e-06
@@ -105,54 +124,114 @@ cdef inline real exp_mantissa(real x, real x_low, real *shifted) noexcept nogil:
         p = p * r + 0.008333333333494976
         p = p * r + 0.041666666666529725
         p = p * r + 0.1666666666666641
-        p = p * r + 0.5000000000000011
-    p = p * r + <real> 1.0
-    return p * r + <real> 1.0
+        return p * r + 0.5000000000000011
 
 
-cdef inline real exp_of_gap(real x, real top) noexcept nogil:
-    """exp(x - top) / exp_unit for x not above top (or nan): raised so far that sums of subnormals keep their digits.
-
-    The rounding of x - top, which in a short row would cost more than all the rest, is carried along.
-    """
-    cdef real gap = x - top
-    cdef real v = gap - x
-    cdef real lost = (x - (gap - v)) - (top + v)
-    cdef real shifted
-    cdef real p = exp_mantissa(gap, lost, &shifted)
+cdef inline real reduced(real x, real n) noexcept nogil:
+    """x - n ln 2; of the two parts of ln 2 the first has so few digits that n times it is exact."""
     if real is float:
-        return <real> 0.0 if gap < <real> -108.0 else p * float_of_bits(bits_of_float(shifted) << 23)
+        return (x - n * <float> 0.693145751953125) - n * <float> 1.4286068203094173e-06
     else:
-        return <real> 0.0 if gap < -750.0 else p * double_of_bits(bits_of_double(shifted) << 52)
+        return (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
+
+
+cdef inline real exp_reduced(real x, real n) noexcept nogil:
+    """exp(x - n * ln 2) for n = round(x / ln 2)."""
+    cdef real r = reduced(x, n)
+    return (exp_series(r) * r + <real> 1.0) * r + <real> 1.0
+
+
+cdef inline real rounder(const real *any) noexcept nogil:
+    """1.5 * 2**23 or 1.5 * 2**52: adding it rounds to an integer, which then stands in the sum's low bits."""
+    if real is float:
+        return <real> 12582912.0
+    else:
+        return <real> 6755399441055744.0
+
+
+cdef inline real power_of_two(real shifted) noexcept nogil:
+    """2**(n - bias) for shifted = rounder + n; 0 where n is 0."""
+    if real is float:
+        return float_of_bits(bits_of_float(shifted) << 23)
+    else:
+        return double_of_bits(bits_of_double(shifted) << 52)
 
 
 cdef inline real exp_unit(const real *any) noexcept nogil:
-    """2**-30 or 2**-60: what exp_of_gap counts in."""
+    """2**-30 or 2**-60: what exp_from counts in, so that sums of subnormals keep their digits."""
     if real is float:
         return <real> 9.313225746154785e-10
     else:
         return <real> 8.673617379884035e-19
 
 
-cdef inline real exp_of_any(real x) noexcept nogil:
-    """exp(x) for any x; the power of two in two factors, since the largest one overflows alone."""
-    cdef real shifted, p
-    cdef uint32_t n_float
-    cdef uint64_t n
+cdef inline void set_reference(real top, real *centre, real *shift, real *least) noexcept nogil:
+    """What exp_from counts from: centre + N ln 2, at most ln(2) / 2 from top.
+
+    Of a small top the centre is 0: x - centre is exact then, where x - top would be rounded. Of a large one it is top:
+    x - top is exact but for gaps so large that their rounding no longer matters. `least` is where exp_from becomes 0.
+    """
+    cdef real distance, n, bias = <real> 157.0 if real is float else <real> 1083.0
+    cdef bint small = -64 < top < 64
+    centre[0] = <real> 0.0 if small else top
+    distance = top if small else <real> 0.0
+    n = (distance * <real> 1.4426950408889634 + rounder(&top)) - rounder(&top)
+    shift[0] = rounder(&top) + (bias - n)
+    least[0] = (n - bias) * <real> 0.6931471805599453
+
+
+cdef inline real exp_from(real x, real centre, real shift, real least) noexcept nogil:
+    """exp(x - centre - N ln 2) / exp_unit for x not above the top that the reference was made of, or nan."""
+    cdef real gap = x - centre, shifted
+    gap = least if least > gap else gap
+    shifted = gap * <real> 1.4426950408889634 + shift
+    return exp_reduced(gap, shifted - shift) * power_of_two(shifted)
+
+
+cdef inline real lift_to(real top, real centre, real shift, real *low) noexcept nogil:
+    """exp(centre + N ln 2 - top) as a sum of two: the way from exp_from's reference to top."""
+    cdef real n = (rounder(&top) - shift) + (<real> 157.0 if real is float else <real> 1083.0)
+    cdef real r = -reduced(<real> 0.0 if centre == top else top, n)
+    cdef real high = <real> 1.0 + r
+    cdef real tail = ((<real> 1.0 - high) + r) + exp_series(r) * (r * r)
+    cdef real lift = high + tail
+    low[0] = (high - lift) + tail
+    return lift
+
+
+cdef inline void lift_sum(real top, real centre, real shift, real *total, real *carry) noexcept nogil:
+    """A sum of exp_from's becomes one of exp(x - top)'s."""
+    cdef real low, lost, unit = exp_unit(&top), lift = lift_to(top, centre, shift, &low)
+    cdef double product
+    lost = carry[0] * lift + total[0] * low
     if real is float:
-        x = <float> 89.0 if x > <float> 89.0 else x
-        p = exp_mantissa(<float> -108.9 if x < <float> -108.9 else x, <float> 0.0, &shifted)
-        n_float = bits_of_float(shifted) & <uint32_t> 0x1ff
-        p = p * float_of_bits(((n_float >> 1) + <uint32_t> 48) << 23)
-        p = p * float_of_bits((n_float - (n_float >> 1) + <uint32_t> 49) << 23)
-        return <float> 0.0 if x < <float> -108.0 else p
+        product = <double> total[0] * lift
+        total[0] = <real> product
+        lost += <real> (product - total[0])
     else:
-        x = 710.0 if x > 710.0 else x
-        p = exp_mantissa(-750.6 if x < -750.6 else x, 0.0, &shifted)
-        n = bits_of_double(shifted) & <uint64_t> 0xfff
-        p = p * double_of_bits(((n >> 1) + <uint64_t> 481) << 52)
-        p = p * double_of_bits((n - (n >> 1) + <uint64_t> 482) << 52)
-        return 0.0 if x < -750.0 else p
+        total[0] = total[0] * lift
+    total[0] = total[0] * unit
+    carry[0] = lost * unit if lost - lost == 0 else <real> 0.0
+
+
+cdef inline real exp_of_any(real x) noexcept nogil:
+    """exp(x) for any x; the power of two in two factors, since the largest and the smallest overflow alone."""
+    cdef real shift, shifted, other, most, least
+    cdef bint positive = x > 0
+    if real is float:
+        most = <real> 89.0
+        least = <real> -105.0
+        shift = <real> 12583009.0 if positive else <real> 12583069.0
+        other = <real> 1073741824.0 if positive else <real> 9.313225746154785e-10
+    else:
+        most = <real> 710.0
+        least = <real> -746.0
+        shift = <real> 6755399441056707.0 if positive else <real> 6755399441056827.0
+        other = <real> 1152921504606846976.0 if positive else <real> 8.673617379884035e-19
+    x = most if x > most else x
+    x = least if x < least else x
+    shifted = x * <real> 1.4426950408889634 + shift
+    return exp_reduced(x, shifted - shift) * power_of_two(shifted) * other
 
 
 cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
@@ -161,26 +240,26 @@ cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
     return (a - (s - v)) + (b - v)
 
 
-cdef inline real share_of_sum(real factor, real a, real b, real carry) noexcept nogil:
-    """factor / (a + b + carry), rounded once in float."""
+cdef inline real share_of_sum(real factor, real a, real b, real carry, real lift, real lift_low) noexcept nogil:
+    """factor * lift / (a + b + carry), rounded once in float."""
     cdef real s, c
     if real is float:
-        return <float> (<double> factor / ((<double> a + b) + carry))
+        return <float> (<double> factor * (<double> lift + lift_low) / ((<double> a + b) + carry))
     else:
         s = a + b
         c = lost_in_sum(a, b, s) + carry
-        return factor * (1.0 / s - (c / s) / s)
+        return factor * ((lift + (lift_low - c / s)) / s)
 
 
-cdef inline real log_of_sum(real a, real b, real carry) noexcept nogil:
+cdef inline real log_of_sum(real a, real b, real carry, real *lost) noexcept nogil:
     """log(a + b + carry) for a sum of at least 1, with full relative accuracy where the sum is close to 1.
 
     With s = a + b rounded and c what the rounding lost, log(s) + c / s. s = 2**k * (1 + f), and log(1 + f) is
-    2 atanh(t) with t = f / (2 + f), as the series t + t**3 * R(t**2).
+    2 atanh(t) with t = f / (2 + f), as the series t + t**3 * R(t**2). `lost` is what the result's rounding lost.
     """
     cdef real s = a + b
     cdef real c = lost_in_sum(a, b, s) + carry
-    cdef real k, f, t, z, series, half_square, low
+    cdef real k, f, t, z, series, half_square, low, tail, high, rounded
     if real is float:
         k = float_of_bits(((bits_of_float(s) - <uint32_t> 0x3f3504f3) >> 23) + <uint32_t> 0x4b400000) - <float> 12582912.0
         f = float_of_bits(((bits_of_float(s) - <uint32_t> 0x3f3504f3) & <uint32_t> 0x7fffff) + <uint32_t> 0x3f3504f3) - <float> 1.0
@@ -204,11 +283,15 @@ cdef inline real log_of_sum(real a, real b, real carry) noexcept nogil:
         series = series * z + 0.6666666666666735
         low = k * 1.90821492927058770002e-10 + c / s
     half_square = <real> 0.5 * f * f
-    low = low + t * (half_square + z * series)
+    tail = half_square - (low + t * (half_square + z * series))
+    high = f - tail
     if real is float:
-        return k * <float> 0.693145751953125 + (f - (half_square - low))
+        k = k * <float> 0.693145751953125
     else:
-        return k * 6.93147180369123816490e-01 + (f - (half_square - low))
+        k = k * 6.93147180369123816490e-01
+    rounded = k + high
+    lost[0] = lost_in_sum(k, high, rounded) + ((f - high) - tail)
+    return rounded
 
 
 # ---- lanes -----------------------------------------------------------------------------------------------------
@@ -260,20 +343,24 @@ cdef inline real lost_in_term(real x, real y, real top, real e) noexcept nogil:
     return <real> (exact - <real> exact) if x != top and fabs(exact) < INFINITY else <real> 0.0
 
 
-cdef inline real tie_of(int operation, real x, real y, real top) noexcept nogil:
-    """What one element adds to `ties`."""
-    if operation == LOGSUMEXP_WEIGHTED:
-        return y if x == top else <real> 0.0
-    else:
-        return <real> 1.0 if x == top else <real> 0.0
+cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
+    """From the tops."""
+    cdef Py_ssize_t j
+    for j in range(width):
+        set_reference(of[TOP * width + j], &of[CENTRE * width + j], &of[SHIFT * width + j], &of[LEAST * width + j])
 
 
-cdef inline void add_tie(real tie, real *ties, real *carry) noexcept nogil:
-    """Counts are added exactly; what a sum of weights loses goes to the carry, in its unit."""
-    cdef real s = ties[0] + tie
-    cdef real lost = lost_in_sum(ties[0], tie, s) / exp_unit(carry)
-    carry[0] += lost if lost - lost == 0 else <real> 0.0
-    ties[0] = s
+cdef inline real exp_of_lane(real x, const real *of, Py_ssize_t width, Py_ssize_t j) noexcept nogil:
+    return exp_from(x, of[CENTRE * width + j], of[SHIFT * width + j], of[LEAST * width + j])
+
+
+cdef inline void add_weighted(real x, real w, real top, real e, real *ties, real *ties_carry, real *total,
+                              real *carry) noexcept nogil:
+    """One element of a weighted sum, with what its roundings lose."""
+    cdef real tie = w if x == top else <real> 0.0
+    add_term(True, tie, ties, ties_carry)
+    add_term(True, term_of(LOGSUMEXP_WEIGHTED, x, w, top, e), total, carry)
+    carry[0] += lost_in_term(x, w, top, e)
 
 
 cdef inline real seen(int operation, real x, real y) noexcept nogil:
@@ -303,18 +390,29 @@ cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ss
                 top[j] = larger(x[c * x_step + j], top[j])
 
 
-cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const real *x, Py_ssize_t x_step,
-                           const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *top, real *ties,
-                           real *total, real *carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
-    """Adds every element's term and tie to its lane's, four classes a sweep."""
+cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                           const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *sums,
+                           real *exps, Py_ssize_t exps_step, Py_ssize_t ahead, const real *soon) noexcept nogil:
+    """Adds every element's term and tie to its lane's, four classes a sweep: the four's sum, or each of `few` terms, is
+    added with Kahan's compensation. The elements `ahead` of x, and those of `soon`, are asked for meanwhile.
+    """
     cdef Py_ssize_t c, j, k
-    cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3
+    cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3, top
     cdef real kept[4 * STRIP]
-    cdef bint backward = is_backward(operation)
-    cdef bint guarded = backward or operation == LOGSUMEXP_WEIGHTED
+    cdef real *ties = sums + TIES * width
+    cdef real *ties_carry = sums + TIES_CARRY * width
+    cdef real *total = sums + TOTAL * width
+    cdef real *carry = sums + CARRY * width
     e0 = e1 = e2 = e3 = w0 = w1 = w2 = w3 = 0
     for c in range(0, classes - 3, 4):
+        if ahead > 0:
+            for k in range(4 * width // lanes_of(x)):
+                prefetch_line(x + c * x_step + ahead + k * lanes_of(x))
+        if soon != NULL:
+            for k in range(4 * width // lanes_of(x)):
+                prefetch_line(soon + c * x_step + k * lanes_of(x))
         for j in range(width):
+            top = of[TOP * width + j]
             if reads_y(operation):
                 w0 = y[c * y_step + j]
                 w1 = y[(c + 1) * y_step + j]
@@ -324,56 +422,83 @@ cdef inline void lanes_sum(int operation, bint keep, Py_ssize_t width, const rea
             v1 = seen(operation, x[(c + 1) * x_step + j], w1)
             v2 = seen(operation, x[(c + 2) * x_step + j], w2)
             v3 = seen(operation, x[(c + 3) * x_step + j], w3)
-            if not backward:
-                e0 = exp_of_gap(v0, top[j])
-                e1 = exp_of_gap(v1, top[j])
-                e2 = exp_of_gap(v2, top[j])
-                e3 = exp_of_gap(v3, top[j])
-                if operation == LOGSUMEXP_WEIGHTED:
-                    add_tie(tie_of(operation, v0, w0, top[j]), &ties[j], &carry[j])
-                    add_tie(tie_of(operation, v1, w1, top[j]), &ties[j], &carry[j])
-                    add_tie(tie_of(operation, v2, w2, top[j]), &ties[j], &carry[j])
-                    add_tie(tie_of(operation, v3, w3, top[j]), &ties[j], &carry[j])
-                else:
-                    ties[j] += ((tie_of(operation, v0, w0, top[j]) + tie_of(operation, v1, w1, top[j]))
-                                + (tie_of(operation, v2, w2, top[j]) + tie_of(operation, v3, w3, top[j])))
+            if not is_backward(operation):
+                e0 = exp_of_lane(v0, of, width, j)
+                e1 = exp_of_lane(v1, of, width, j)
+                e2 = exp_of_lane(v2, of, width, j)
+                e3 = exp_of_lane(v3, of, width, j)
             if keep:
                 kept[j] = e0
                 kept[width + j] = e1
                 kept[2 * width + j] = e2
                 kept[3 * width + j] = e3
-            add_term(guarded, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
             if operation == LOGSUMEXP_WEIGHTED:
-                carry[j] += lost_in_term(v0, w0, top[j], e0)
-            add_term(guarded, term_of(operation, v1, w1, top[j], e1), &total[j], &carry[j])
-            if operation == LOGSUMEXP_WEIGHTED:
-                carry[j] += lost_in_term(v1, w1, top[j], e1)
-            add_term(guarded, term_of(operation, v2, w2, top[j], e2), &total[j], &carry[j])
-            if operation == LOGSUMEXP_WEIGHTED:
-                carry[j] += lost_in_term(v2, w2, top[j], e2)
-            add_term(guarded, term_of(operation, v3, w3, top[j], e3), &total[j], &carry[j])
-            if operation == LOGSUMEXP_WEIGHTED:
-                carry[j] += lost_in_term(v3, w3, top[j], e3)
+                add_weighted(v0, w0, top, e0, &ties[j], &ties_carry[j], &total[j], &carry[j])
+                add_weighted(v1, w1, top, e1, &ties[j], &ties_carry[j], &total[j], &carry[j])
+                add_weighted(v2, w2, top, e2, &ties[j], &ties_carry[j], &total[j], &carry[j])
+                add_weighted(v3, w3, top, e3, &ties[j], &ties_carry[j], &total[j], &carry[j])
+            else:
+                if not is_backward(operation):
+                    ties[j] = ties[j] + 1 if v0 == top else ties[j]
+                    ties[j] = ties[j] + 1 if v1 == top else ties[j]
+                    ties[j] = ties[j] + 1 if v2 == top else ties[j]
+                    ties[j] = ties[j] + 1 if v3 == top else ties[j]
+                e0 = term_of(operation, v0, w0, top, e0)
+                e1 = term_of(operation, v1, w1, top, e1)
+                e2 = term_of(operation, v2, w2, top, e2)
+                e3 = term_of(operation, v3, w3, top, e3)
+                if few:
+                    add_term(is_backward(operation), e0, &total[j], &carry[j])
+                    add_term(is_backward(operation), e1, &total[j], &carry[j])
+                    add_term(is_backward(operation), e2, &total[j], &carry[j])
+                    add_term(is_backward(operation), e3, &total[j], &carry[j])
+                else:
+                    add_term(is_backward(operation), (e0 + e1) + (e2 + e3), &total[j], &carry[j])
         if keep:
             for k in range(4):
                 for j in range(width):
                     exps[(c + k) * exps_step + j] = kept[k * width + j]
     for c in range(classes - classes % 4, classes):
         for j in range(width):
+            top = of[TOP * width + j]
             if reads_y(operation):
                 w0 = y[c * y_step + j]
             v0 = seen(operation, x[c * x_step + j], w0)
-            if not backward:
-                e0 = exp_of_gap(v0, top[j])
-                add_tie(tie_of(operation, v0, w0, top[j]), &ties[j], &carry[j])
+            if not is_backward(operation):
+                e0 = exp_of_lane(v0, of, width, j)
             if keep:
                 kept[j] = e0
-            add_term(guarded, term_of(operation, v0, w0, top[j], e0), &total[j], &carry[j])
             if operation == LOGSUMEXP_WEIGHTED:
-                carry[j] += lost_in_term(v0, w0, top[j], e0)
+                add_weighted(v0, w0, top, e0, &ties[j], &ties_carry[j], &total[j], &carry[j])
+            else:
+                if not is_backward(operation):
+                    ties[j] = ties[j] + 1 if v0 == top else ties[j]
+                add_term(is_backward(operation), term_of(operation, v0, w0, top, e0), &total[j], &carry[j])
         if keep:
             for j in range(width):
                 exps[c * exps_step + j] = kept[j]
+
+
+cdef inline void write_state(int operation, Py_ssize_t width, Py_ssize_t rows, real *of, real *sums, Py_ssize_t sums_step,
+                             const RowState *state, Py_ssize_t first) noexcept nogil:
+    """What a reduction leaves: top, ties, and the rest with its carry, as multiples of exp(top)."""
+    cdef Py_ssize_t j
+    cdef real *total = sums + TOTAL * sums_step
+    cdef real *carry = sums + CARRY * sums_step
+    if not is_backward(operation):
+        for j in range(width):
+            lift_sum(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &total[j], &carry[j])
+        if operation == LOGSUMEXP_WEIGHTED:
+            for j in range(width):
+                carry[j] = carry[j] + sums[TIES_CARRY * sums_step + j]
+        for j in range(rows):
+            (<real *> state.top)[first + j] = of[TOP * width + j]
+        for j in range(rows):
+            (<real *> state.ties)[first + j] = sums[TIES * sums_step + j]
+    for j in range(rows):
+        (<real *> state.rest)[first + j] = total[j]
+    for j in range(rows):
+        (<real *> state.carry)[first + j] = carry[j]
 
 
 cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -395,27 +520,65 @@ cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
             cost_carry[j] = cost_carry[j] + (<real> exact if exact - exact == 0 else <real> 0.0)
 
 
-cdef inline real applied(int operation, bint kept, real x, real y, real top, real low, real mass, real mass_carry,
-                         real others, real factor) noexcept nogil:
-    """One element of the result. `low` is log_sum or scale; `others` the probability of all but one of the ties."""
+cdef inline real applied(int operation, bint kept, real x, real y, const real *of, Py_ssize_t width,
+                         Py_ssize_t j) noexcept nogil:
+    """One element of the result."""
+    cdef real e, top = of[TOP * width + j], low = of[LOW * width + j], unity, peak, others
     cdef double p
+    if operation == SOFTMAX or operation == MIXTURE:
+        unity = of[UNITY * width + j]
+        peak = of[PEAK * width + j]
     if operation == LOG_SOFTMAX:
         return (x - top) - low
     elif operation == SOFTMAX:
-        return ((x if kept else exp_of_gap(x, top)) * exp_unit(&low)) * low
+        e = x if kept else exp_of_lane(x, of, width, j)
+        return peak if e == unity else (e * exp_unit(of)) * low
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_of_any(y) * low
     elif operation == SOFTMAX_BACKWARD:
         return y * (x - low)
     else:
         # mass * p - y without what cancels in it, and 1 - p without cancellation where p is near 1.
-        p = <double> (exp_of_gap(x, top) * exp_unit(&low)) * low
-        return <real> (factor * (p * ((<double> mass - y) + mass_carry) - y * (others if x == top else 1 - p)))
+        e = exp_of_lane(x, of, width, j)
+        p = (<double> e * exp_unit(of)) * low
+        others = of[OTHERS * width + j]
+        p = peak if x == top else p
+        return <real> (of[FACTOR * width + j] * (p * ((<double> of[MASS * width + j] - y) + of[MASS_CARRY * width + j])
+                                                 - y * (others if x == top else 1 - p)))
+
+
+cdef inline void read_state(int operation, Py_ssize_t width, const RowState *state, Py_ssize_t first,
+                            const real *factor, real *of) noexcept nogil:
+    """What `applied` needs of the state."""
+    cdef Py_ssize_t j
+    for j in range(width):
+        of[TOP * width + j] = (<const real *> state.top)[first + j]
+    if operation == LOG_SOFTMAX:
+        for j in range(width):
+            of[LOW * width + j] = (<const real *> state.log_sum)[first + j]
+    else:
+        for j in range(width):
+            of[LOW * width + j] = (<const real *> state.scale)[first + j]
+    if operation == SOFTMAX or operation == MIXTURE:
+        set_references(width, of)
+        for j in range(width):
+            of[UNITY * width + j] = exp_of_lane(of[TOP * width + j], of, width, j)
+        for j in range(width):
+            of[PEAK * width + j] = (<const real *> state.peak)[first + j]
+    if operation == MIXTURE:
+        for j in range(width):
+            of[MASS * width + j] = (<const real *> state.mass)[first + j]
+        for j in range(width):
+            of[MASS_CARRY * width + j] = (<const real *> state.mass_carry)[first + j]
+        for j in range(width):
+            of[OTHERS * width + j] = (((<const real *> state.ties)[first + j] - 1 + (<const real *> state.rest)[first + j])
+                                      * of[PEAK * width + j])
+        for j in range(width):
+            of[FACTOR * width + j] = factor[j]
 
 
 cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
-                             const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *top, const real *low,
-                             const real *mass, const real *mass_carry, const real *others, const real *factor, real *out,
+                             const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *out,
                              Py_ssize_t out_step) noexcept nogil:
     """`out` is x, with the same step, or overlaps neither x nor y."""
     cdef Py_ssize_t c, j
@@ -424,24 +587,22 @@ cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const r
         # The same pointer: the compiler sees that an element is read before it is written.
         for c in range(classes):
             for j in range(width):
-                out[c * out_step + j] = applied(operation, kept, out[c * out_step + j], y[c * y_step + j] if two else <real> 0.0,
-                                                top[j], low[j], mass[j], mass_carry[j], others[j], factor[j])
+                out[c * out_step + j] = applied(operation, kept, out[c * out_step + j],
+                                                y[c * y_step + j] if two else <real> 0.0, of, width, j)
     else:
         for c in range(classes):
             for j in range(width):
-                out[c * out_step + j] = applied(operation, kept, x[c * x_step + j], y[c * y_step + j] if two else <real> 0.0,
-                                                top[j], low[j], mass[j], mass_carry[j], others[j], factor[j])
+                out[c * out_step + j] = applied(operation, kept, x[c * x_step + j],
+                                                y[c * y_step + j] if two else <real> 0.0, of, width, j)
 
 
 cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes,
-                                  const real *top, const real *low, const real *mass, const real *mass_carry, const real *others,
-                                  const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
+                                  const real *of, real *out, Py_ssize_t out_step) noexcept nogil:
     """The same where `out` is y: a class at a time is computed apart."""
     cdef Py_ssize_t c
     cdef real line[STRIP]
     for c in range(classes):
-        apply_lanes(operation, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, top, low, mass, mass_carry, others, factor,
-                    line, 0)
+        apply_lanes(operation, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, of, line, 0)
         memcpy(out + c * out_step, line, width * sizeof(real))
 
 
@@ -496,76 +657,68 @@ cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t
         top[j] = larger(wide[lanes + j], wide[j])
 
 
-cdef inline void row_sum(int operation, bint keep, const real *x, const real *y, Py_ssize_t classes, real top,
-                         real *ties, real *total, real *carry, real *exps) noexcept nogil:
-    """The lanes of one row's sums."""
+cdef inline void row_sum(int operation, bint keep, const real *x, const real *y, Py_ssize_t classes, const real *row,
+                         real *sums, real *exps, Py_ssize_t ahead, const real *soon) noexcept nogil:
+    """The lanes of one row's sums; `row` holds its top and reference."""
     cdef Py_ssize_t j, lanes = lanes_of(x)
     cdef Py_ssize_t whole = classes - classes % lanes, known = lanes - classes % lanes
-    cdef real tops[MOST_LANES]
+    cdef real of[REFERENCE * MOST_LANES]
     cdef real last_x[MOST_LANES]
     cdef real last_y[MOST_LANES]
     cdef real last_exps[MOST_LANES]
-    cdef real tied[MOST_LANES]
-    cdef real sums[MOST_LANES]
-    cdef real lost[MOST_LANES]
     cdef real e = 0
     for j in range(lanes):
-        tops[j] = top
-        tied[j] = 0
+        of[TOP * lanes + j] = row[TOP * BATCH]
+        of[CENTRE * lanes + j] = row[CENTRE * BATCH]
+        of[SHIFT * lanes + j] = row[SHIFT * BATCH]
+        of[LEAST * lanes + j] = row[LEAST * BATCH]
+    for j in range(SUMS * lanes):
         sums[j] = 0
-        lost[j] = 0
     if whole < classes:
         for j in range(lanes):
             last_x[j] = x[classes - lanes + j]
             last_y[j] = y[classes - lanes + j] if reads_y(operation) else <real> 0.0
-    lanes_sum(operation, keep, lanes, x, lanes, y, lanes, whole // lanes, tops, tied, sums, lost, exps, lanes)
+    lanes_sum(operation, keep, False, lanes, x, lanes, y, lanes, whole // lanes, of, sums, exps, lanes, ahead, soon)
     if whole < classes:
+        # -inf adds nothing.
         for j in range(lanes):
-            last_x[j] = seen(operation, last_x[j], last_y[j])
-            if not is_backward(operation):
-                e = exp_of_gap(last_x[j], top)
-                tied[j] += <real> 0.0 if j < known else tie_of(operation, last_x[j], last_y[j], top)
-            last_exps[j] = e
-            add_term(is_backward(operation) or operation == LOGSUMEXP_WEIGHTED,
-                     <real> 0.0 if j < known else term_of(operation, last_x[j], last_y[j], top, e),
-                     &sums[j], &lost[j])
-            if operation == LOGSUMEXP_WEIGHTED and j >= known:
-                lost[j] += lost_in_term(last_x[j], last_y[j], top, e)
+            e = last_x[j]
+            if keep:
+                last_exps[j] = exp_of_lane(e, of, lanes, j)
+            last_x[j] = (<real> 0.0 if is_backward(operation) else <real> -INFINITY) if j < known else e
+        lanes_sum(operation, False, False, lanes, last_x, lanes, last_y, lanes, 1, of, sums, last_exps, lanes, 0, NULL)
         if keep:
             for j in range(lanes):
                 exps[classes - lanes + j] = last_exps[j]
-    for j in range(lanes):
-        ties[j] = tied[j]
-        total[j] = sums[j]
-        carry[j] = lost[j]
 
 
 cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
-    cdef Py_ssize_t r, lanes = lanes_of(x)
-    cdef real unit = <real> 1.0 if is_backward(operation) else exp_unit(x)
+    cdef Py_ssize_t r, j, k, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
+    cdef real of[REFERENCE * BATCH]
     cdef real tops[BATCH * MOST_LANES]
-    cdef real ties[BATCH * MOST_LANES]
-    cdef real total[BATCH * MOST_LANES]
-    cdef real carry[BATCH * MOST_LANES]
-    if is_backward(operation):
-        for r in range(rows):
-            tops[r] = 0
-    else:
+    cdef real row_sums[SUMS * MOST_LANES]
+    cdef real sums[SUMS * BATCH * MOST_LANES]
+    if not is_backward(operation):
         for r in range(rows):
             row_max(operation, x + r * x_step, y + r * y_step, classes, tops + r * lanes)
         fold_max(tops, rows)
+    for r in range(BATCH):
+        of[TOP * BATCH + r] = tops[r] if not is_backward(operation) and r < rows else <real> 0.0
+    set_references(BATCH, of)
     for r in range(rows):
-        row_sum(operation, keep, x + r * x_step, y + r * y_step, classes, tops[r], ties + r * lanes,
-                total + r * lanes, carry + r * lanes, exps + r * exps_step)
-    fold_sum(total, carry, rows)
-    fold_sum(ties, NULL, rows)
-    for r in range(rows):
-        (<real *> state.top)[first + r] = tops[r]
-        (<real *> state.ties)[first + r] = ties[r]
-        (<real *> state.rest)[first + r] = total[r] * unit
-        (<real *> state.carry)[first + r] = carry[r] * unit
+        row_sum(operation, keep, x + r * x_step, y + r * y_step, classes, of + r, row_sums, exps + r * exps_step, ahead,
+                exps + r * exps_step if not keep and exps != NULL else NULL)
+        for k in range(SUMS):
+            for j in range(lanes):
+                sums[k * BATCH * lanes + r * lanes + j] = row_sums[k * lanes + j]
+    fold_sum(sums + TOTAL * BATCH * lanes, sums + CARRY * BATCH * lanes, rows)
+    if operation == LOGSUMEXP_WEIGHTED:
+        fold_sum(sums + TIES * BATCH * lanes, sums + TIES_CARRY * BATCH * lanes, rows)
+    elif not is_backward(operation):
+        fold_sum(sums + TIES * BATCH * lanes, NULL, rows)
+    write_state(operation, BATCH, rows, of, sums, BATCH * lanes, state, first)
 
 
 cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -612,93 +765,78 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
             reduce_batch(SOFTMAX, True, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
                          exps + r * exps_step, exps_step)
         elif operation == LOG_SOFTMAX_BACKWARD:
-            reduce_batch(LOG_SOFTMAX_BACKWARD, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r, exps, 0)
+            reduce_batch(LOG_SOFTMAX_BACKWARD, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r, exps + r * exps_step, exps_step)
         elif operation == SOFTMAX_BACKWARD:
             reduce_batch(SOFTMAX_BACKWARD, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
-                         first + r, exps, 0)
+                         first + r, exps + r * exps_step, exps_step)
         elif operation == LOGSUMEXP_WEIGHTED:
             reduce_batch(LOGSUMEXP_WEIGHTED, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
-                         first + r, exps, 0)
+                         first + r, exps + r * exps_step, exps_step)
         elif operation == MIXTURE_COST:
             cost_batch(x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, first + r)
         else:
-            reduce_batch(LOGSUMEXP, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r, exps, 0)
+            reduce_batch(LOGSUMEXP, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r, exps + r * exps_step, exps_step)
 
 
-cdef inline void apply_span(int operation, bint kept, const real *x, const real *y, Py_ssize_t n, real top, real low,
-                            real mass, real mass_carry, real others, real factor, real *out) noexcept nogil:
+cdef inline void apply_span(int operation, bint kept, const real *x, const real *y, Py_ssize_t n, const real *row,
+                            real *out) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        out[i] = applied(operation, kept, x[i], y[i], top, low, mass, mass_carry, others, factor)
+        out[i] = applied(operation, kept, x[i], y[i], row, BATCH, 0)
 
 
-cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, real top,
-                           real low, real mass, real mass_carry, real others, real factor, real *out, bint stream) noexcept nogil:
+cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
+                           real *out, bint stream) noexcept nogil:
     """One row of the result; streamed, its whole 64-byte lines go around the caches."""
     cdef Py_ssize_t i, lanes = lanes_of(x)
     cdef Py_ssize_t whole = classes - classes % lanes, known = lanes - classes % lanes
     cdef real line[4 * MOST_LANES]
     cdef real last[MOST_LANES]
     if whole < classes:
-        apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, top, low, mass, mass_carry, others, factor, last)
+        apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, row, last)
     i = 0
     if stream:
-        apply_span(operation, kept, x, y, lanes, top, low, mass, mass_carry, others, factor, line)
+        apply_span(operation, kept, x, y, lanes, row, line)
         memcpy(out, line, 64)
         i = lanes - <Py_ssize_t> ((<size_t> out % 64) // sizeof(real))
         while i + 4 * lanes <= classes:
-            apply_span(operation, kept, x + i, y + i, 4 * lanes, top, low, mass, mass_carry, others, factor, line)
+            apply_span(operation, kept, x + i, y + i, 4 * lanes, row, line)
             stream_lines(out + i, line, 4)
             i += 4 * lanes
         while i + lanes <= classes:
-            apply_span(operation, kept, x + i, y + i, lanes, top, low, mass, mass_carry, others, factor, line)
+            apply_span(operation, kept, x + i, y + i, lanes, row, line)
             memcpy(out + i, line, 64)
             i += lanes
         if i < classes:
-            apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, top, low, mass, mass_carry, others, factor,
-                       last)
+            apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, row, last)
             memcpy(out + classes - lanes, last, 64)
     elif out == x:
         # The same pointer: the compiler sees that an element is read before it is written.
-        apply_span(operation, kept, out, y, whole, top, low, mass, mass_carry, others, factor, out)
+        apply_span(operation, kept, out, y, whole, row, out)
     elif out == y:
         while i + lanes <= classes:
-            apply_span(operation, kept, x + i, y + i, lanes, top, low, mass, mass_carry, others, factor, line)
+            apply_span(operation, kept, x + i, y + i, lanes, row, line)
             memcpy(out + i, line, 64)
             i += lanes
     else:
-        apply_span(operation, kept, x, y, whole, top, low, mass, mass_carry, others, factor, out)
+        apply_span(operation, kept, x, y, whole, row, out)
     if whole < classes and not stream:
         for i in range(known, lanes):
             out[classes - lanes + i] = last[i]
-
-
-cdef inline real probability_of_others(const RowState *state, Py_ssize_t row, real scale) noexcept nogil:
-    return ((<const real *> state.ties)[row] - 1 + (<const real *> state.rest)[row]) * scale
-
-
-cdef inline real mixture_scale(const RowState *state, Py_ssize_t row, real type_only) noexcept nogil:
-    """1 / sum, rounded once in float."""
-    return <real> (1.0 / (<double> (<const real *> state.ties)[row] + (<const real *> state.rest)[row]))
 
 
 cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y,
                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                             bint stream) noexcept nogil:
-    cdef Py_ssize_t r
-    cdef real scale, low, mass = 0, mass_carry = 0, others = 0, row_factor = 1
-    for r in range(rows):
-        scale = (<const real *> state.scale)[first + r]
-        low = (<const real *> state.log_sum)[first + r] if operation == LOG_SOFTMAX else scale
-        if operation == MIXTURE:
-            mass = (<const real *> state.mass)[first + r]
-            others = probability_of_others(state, first + r, scale)
-            mass_carry = (<const real *> state.mass_carry)[first + r]
-            low = mixture_scale(state, first + r, low)
-            row_factor = factor[r]
-        apply_row(operation, kept, x + r * x_step, y + r * y_step, classes, (<const real *> state.top)[first + r],
-                  low, mass, mass_carry, others, row_factor, out + r * out_step, stream)
+    cdef Py_ssize_t b, r, n
+    cdef real of[PARAMETERS * BATCH]
+    for b in range((rows + BATCH - 1) // BATCH):
+        n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
+        read_state(operation, BATCH, state, first + b * BATCH, factor + b * BATCH, of)
+        for r in range(n):
+            apply_row(operation, kept, x + (b * BATCH + r) * x_step, y + (b * BATCH + r) * y_step, classes, of + r,
+                      out + (b * BATCH + r) * out_step, stream)
 
 
 cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -723,29 +861,22 @@ cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step,
 
 # ---- strips ----------------------------------------------------------------------------------------------------
 
-cdef inline void reduce_lanes(int operation, bint keep, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+cdef inline void reduce_lanes(int operation, bint keep, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                               const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
     """Reduces up to STRIP lanes."""
     cdef Py_ssize_t j
-    cdef real unit = <real> 1.0 if is_backward(operation) else exp_unit(x)
-    cdef real top[STRIP]
-    cdef real ties[STRIP]
-    cdef real total[STRIP]
-    cdef real carry[STRIP]
+    cdef real of[REFERENCE * STRIP]
+    cdef real sums[SUMS * STRIP]
     for j in range(width):
-        top[j] = lowest(x)
-        ties[j] = 0
-        total[j] = 0
-        carry[j] = 0
+        of[TOP * width + j] = lowest(x)
+    for j in range(SUMS * width):
+        sums[j] = 0
     if not is_backward(operation):
-        lanes_max(operation, width, x, x_step, y, y_step, classes, top)
-    lanes_sum(operation, keep, width, x, x_step, y, y_step, classes, top, ties, total, carry, exps, exps_step)
-    for j in range(width):
-        (<real *> state.top)[first + j] = top[j]
-        (<real *> state.ties)[first + j] = ties[j]
-        (<real *> state.rest)[first + j] = total[j] * unit
-        (<real *> state.carry)[first + j] = carry[j] * unit
+        lanes_max(operation, width, x, x_step, y, y_step, classes, of + TOP * width)
+        set_references(width, of)
+    lanes_sum(operation, keep, few, width, x, x_step, y, y_step, classes, of, sums, exps, exps_step, 0, NULL)
+    write_state(operation, width, width, of, sums, width, state, first)
 
 
 cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -771,50 +902,30 @@ cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, const r
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
     """apply_lanes with what it needs of the state, for up to STRIP lanes."""
-    cdef Py_ssize_t j
-    cdef real top[STRIP]
-    cdef real low[STRIP]
-    cdef real mass[STRIP]
-    cdef real mass_carry[STRIP]
-    cdef real others[STRIP]
-    cdef real factors[STRIP]
-    for j in range(width):
-        top[j] = (<const real *> state.top)[first + j]
-    if operation == LOG_SOFTMAX:
-        for j in range(width):
-            low[j] = (<const real *> state.log_sum)[first + j]
-    else:
-        for j in range(width):
-            low[j] = (<const real *> state.scale)[first + j]
-    if operation == MIXTURE:
-        for j in range(width):
-            mass[j] = (<const real *> state.mass)[first + j]
-            others[j] = probability_of_others(state, first + j, low[j])
-            mass_carry[j] = (<const real *> state.mass_carry)[first + j]
-            low[j] = mixture_scale(state, first + j, low[j])
-            factors[j] = factor[j]
+    cdef real of[PARAMETERS * STRIP]
+    read_state(operation, width, state, first, factor, of)
     if out == y and out != x:
-        apply_lanes_to_y(operation, width, x, x_step, classes, top, low, mass, mass_carry, others, factors, out, out_step)
+        apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
-        apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, top, low, mass, mass_carry, others, factors, out, out_step)
+        apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, of, out, out_step)
 
 
-cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+cdef inline void reduce_width(int operation, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                               Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                               real *exps, Py_ssize_t exps_step) noexcept nogil:
     """reduce_lanes of the operation at hand; where width is a constant, so is the trip count of every loop."""
     if operation == SOFTMAX:
-        reduce_lanes(SOFTMAX, True, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+        reduce_lanes(SOFTMAX, True, few, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, width, x, x_step, x, 0, classes, state, first, exps, 0)
+        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, width, x, x_step, x, 0, classes, state, first, exps, 0)
     elif operation == SOFTMAX_BACKWARD:
-        reduce_lanes(SOFTMAX_BACKWARD, False, width, x, x_step, y, y_step, classes, state, first, exps, 0)
+        reduce_lanes(SOFTMAX_BACKWARD, False, False, width, x, x_step, y, y_step, classes, state, first, exps, 0)
     elif operation == LOGSUMEXP_WEIGHTED:
-        reduce_lanes(LOGSUMEXP_WEIGHTED, False, width, x, x_step, y, y_step, classes, state, first, exps, 0)
+        reduce_lanes(LOGSUMEXP_WEIGHTED, False, False, width, x, x_step, y, y_step, classes, state, first, exps, 0)
     elif operation == MIXTURE_COST:
         cost_lanes(width, x, x_step, y, y_step, classes, state, first)
     else:
-        reduce_lanes(LOGSUMEXP, False, width, x, x_step, x, 0, classes, state, first, exps, 0)
+        reduce_lanes(LOGSUMEXP, False, few, width, x, x_step, x, 0, classes, state, first, exps, 0)
 
 
 cdef inline void apply_width(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
@@ -841,7 +952,7 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
     cdef Py_ssize_t b, j
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
-        reduce_width(operation, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
+        reduce_width(operation, classes <= FEW_CLASSES, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
                      first + j, exps + j, exps_step)
 
 
@@ -930,13 +1041,17 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
                  const real *factor) noexcept nogil:
     """In blocks of local arrays, so that a vector of logarithms is taken at once."""
     cdef Py_ssize_t g, b, j, n
+    cdef real of[REFERENCE * GROUP]
     cdef real ties[GROUP]
     cdef real rest[GROUP]
     cdef real carry[GROUP]
     cdef real log_sum[GROUP]
+    cdef real log_low[GROUP]
     cdef real scale[GROUP]
+    cdef real peak[GROUP]
     cdef real factors[GROUP]
     cdef double magnitude, sign
+    cdef real lift, low
     for g in range((rows + GROUP - 1) // GROUP):
         b = first + g * GROUP
         n = min(first + rows - b, <Py_ssize_t> GROUP)
@@ -954,36 +1069,52 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
             for j in range(n):
                 signed_log(ties[j], rest[j] + <double> carry[j], &magnitude, &sign)
                 (<real *> state.log_sum)[b + j] = <real> magnitude
-                (<real *> state.carry)[b + j] = <real> (magnitude - <real> magnitude if fabs(magnitude) < INFINITY else 0.0)
+                (<real *> state.log_low)[b + j] = <real> (magnitude - <real> magnitude if fabs(magnitude) < INFINITY else 0.0)
                 (<real *> state.scale)[b + j] = <real> sign
+            continue
+        for j in range(n):
+            log_sum[j] = log_of_sum(ties[j], rest[j], carry[j], &log_low[j])
+        for j in range(n):
+            (<real *> state.log_sum)[b + j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
+        for j in range(n):
+            (<real *> state.log_low)[b + j] = log_low[j] if log_low[j] - log_low[j] == 0 else <real> 0.0
+        if operation != SOFTMAX and operation != MIXTURE:
             continue
         for j in range(n):
             factors[j] = 1
         if operation == SOFTMAX and factor != NULL:
             for j in range(n):
                 factors[j] = factor[b - first + j]
+        for j in range(GROUP):
+            of[TOP * GROUP + j] = (<const real *> state.top)[b + j] if j < n else <real> 0.0
+        set_references(GROUP, of)
         for j in range(n):
-            log_sum[j] = log_of_sum(ties[j], rest[j], carry[j])
-            scale[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j])
+            lift = lift_to(of[TOP * GROUP + j], of[CENTRE * GROUP + j], of[SHIFT * GROUP + j], &low)
+            peak[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j], <real> 1.0, <real> 0.0)
+            scale[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j], lift, low)
         for j in range(n):
-            log_sum[j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
-            scale[j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
+            (<real *> state.peak)[b + j] = <real> NAN if ties[j] + rest[j] == 0 else peak[j]
         for j in range(n):
-            (<real *> state.log_sum)[b + j] = log_sum[j]
-        for j in range(n):
-            (<real *> state.scale)[b + j] = scale[j]
+            (<real *> state.scale)[b + j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
 
 
-cdef void spread(const real *tops, real *scales, Py_ssize_t rows, Py_ssize_t tiles, Py_ssize_t first) noexcept nogil:
-    cdef Py_ssize_t r, t
-    cdef real top, scale
-    for t in range(tiles):
-        for r in range(rows):
-            top = tops[t * rows + r]
-            scale = scales[first + r]
-            if top != tops[first + r]:
-                scale = <real> (scale * libm_exp(<double> top - tops[first + r]))
-            scales[t * rows + r] = scale
+cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ssize_t tiles,
+                 Py_ssize_t first) noexcept nogil:
+    cdef Py_ssize_t r, t, i
+    cdef real top, centre, shift, least, tile_top, tile_centre, tile_shift, tile_least, scale
+    for r in range(rows):
+        top = tops[first + r]
+        set_reference(top, &centre, &shift, &least)
+        for t in range(tiles):
+            i = t * rows + r
+            tile_top = tops[i]
+            scale = (<const real *> state.scale)[first + r]
+            (<real *> state.peak)[i] = (<const real *> state.peak)[first + r]
+            if tile_top != top:
+                set_reference(tile_top, &tile_centre, &tile_shift, &tile_least)
+                scale = <real> (scale * (libm_exp(<double> tile_centre - centre) * exp2(<double> shift - tile_shift)))
+                (<real *> state.peak)[i] = (exp_from(tile_top, tile_centre, tile_shift, tile_least) * exp_unit(&top)) * scale
+            (<real *> state.scale)[i] = scale
 
 
 # ---- few classes: rows are the lanes ---------------------------------------------------------------------------
@@ -1048,11 +1179,11 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
     if operation != LOGSUMEXP and operation != LOG_SOFTMAX and operation != SOFTMAX:
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    reduce_width(LOGSUMEXP if mixture else operation, width, x_lanes, width, y_lanes, width, classes, state, first,
+    reduce_width(LOGSUMEXP if mixture else operation, True, width, x_lanes, width, y_lanes, width, classes, state, first,
                  x_lanes, width)
-    if mixture:
-        reduce_width(MIXTURE_COST, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
     finish(operation, state, first, width, factor)
+    if mixture:
+        reduce_width(MIXTURE_COST, True, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
     if operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
         apply_width(operation, True, width, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
                     width)
@@ -1085,14 +1216,17 @@ include "_elements.pxi"
 
 cdef void exp_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
+    cdef real centre, shift, least
+    set_reference(<real> 0.0, &centre, &shift, &least)
     for i in range(n):
-        out[i] = exp_of_gap(x[i], <real> 0.0) * exp_unit(x)
+        out[i] = exp_from(x[i], centre, shift, least) * exp_unit(x)
 
 
 cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
+    cdef real low
     for i in range(n):
-        out[i] = log_of_sum(x[i], y[i], <real> 0.0)
+        out[i] = log_of_sum(x[i], y[i], <real> 0.0, &low)
 
 
 cdef KernelTable table

@@ -12,7 +12,7 @@ import operator
 
 import numpy as np
 
-from libc.math cimport INFINITY, NAN, exp, log1p
+from libc.math cimport INFINITY, NAN, exp
 from libc.stdint cimport INT64_MAX, INT64_MIN, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -375,11 +375,11 @@ cdef void put_one(Task *task, char *p, real value) noexcept nogil:
         kernels(task.wide).store(task.out.element, &value, 0, 1, 1, p, 0, 0)
 
 
-cdef void put_target(Task *task, char *p, real gap, real others, real scale, real factor) noexcept nogil:
+cdef void put_target(Task *task, char *p, real gap, real others, real peak, real factor) noexcept nogil:
     """The target's gradient where `out` is no native array. What stands in a float16 one is rounded already."""
     cdef real here
     if task.out.element == FLOAT16:
-        here = <real> (exp(<double> gap) * scale)
+        here = <real> (exp(<double> gap) * peak)
     else:
         kernels(task.wide).load(task.out.element, False, p, 0, 0, 1, 1, &here, 0)
     put_one(task, p, -others if gap == 0 else here - factor)
@@ -391,13 +391,26 @@ cdef void clear_row(Task *task, char *p, Py_ssize_t classes, real zero) noexcept
         put_one(task, p + c * task.out.class_stride, zero)
 
 
+cdef inline real other_classes(real factor, real ties, real rest, real carry) noexcept nogil:
+    """factor times the probability of all classes but one of those that equal the largest."""
+    cdef double exact
+    cdef real numerator
+    if real is float:
+        exact = (<double> rest + carry) + (ties - 1)
+        return <real> (factor * (exact / (exact + 1)))
+    else:
+        numerator = (ties - 1) + (rest + carry)
+        return factor * (numerator / (numerator + 1))
+
+
 cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept nogil:
     """Losses of plain labels, and the target's own gradient: factor * (p - 1), as minus the others' where p is near 1."""
     cdef const real *top = <const real *> block.state.top + block.merged
     cdef const real *ties = <const real *> block.state.ties + block.merged
     cdef const real *rest = <const real *> block.state.rest + block.merged
+    cdef const real *carry = <const real *> block.state.carry + block.merged
     cdef const real *log_sum = <const real *> block.state.log_sum + block.merged
-    cdef const real *scale = <const real *> block.state.scale + block.merged
+    cdef const real *peak = <const real *> block.state.peak + block.merged
     cdef int64_t *labels = labels_of(block)
     cdef real *picked = picked_of(block, factor)
     cdef real *weights = weights_of(block, factor)
@@ -410,13 +423,13 @@ cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept n
         out = row_of(task, &task.out, block)
         stride = task.out.row_strides[task.ndim - 1]
         for r in range(block.rows):
-            others[r] = ((ties[r] - 1) + rest[r]) * scale[r]
+            others[r] = other_classes(factor[r], ties[r], rest[r], carry[r])
         for r in range(block.rows):
             p = out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride
             if task.out.native:
                 (<real *> p)[0] = -others[r] if picked[r] == top[r] else (<real *> p)[0] - factor[r]
             else:
-                put_target(task, p, picked[r] - top[r], others[r], scale[r], factor[r])
+                put_target(task, p, picked[r] - top[r], others[r], peak[r], factor[r])
         for r in range(block.rows):
             if labels[r] == IGNORED:
                 clear_row(task, out + r * stride, task.classes, <real> 0)
@@ -437,22 +450,16 @@ cdef void close_labels(Task *task, Block *block) noexcept nogil:
 cdef inline void close_costs(Task *task, Block *block, real *losses) noexcept nogil:
     """Losses of class probabilities or smoothed labels; ignored rows' gradients."""
     cdef const real *log_sum = <const real *> block.state.log_sum + block.merged
-    cdef const real *ties = <const real *> block.state.ties + block.merged
-    cdef const real *rest = <const real *> block.state.rest + block.merged
+    cdef const real *log_low = <const real *> block.state.log_low + block.merged
     cdef const real *mass = <const real *> block.state.mass + block.merged
     cdef const real *mass_carry = <const real *> block.state.mass_carry + block.merged
     cdef const real *cost = <const real *> block.state.cost + block.merged
     cdef const real *carry = <const real *> block.state.carry + block.merged
     cdef bint labelled = task.open == &open_labels
-    cdef double exact_log
     cdef char *out
     cdef Py_ssize_t r
     for r in range(block.rows):
-        if real is float:
-            exact_log = log1p((<double> ties[r] - 1) + rest[r])
-        else:
-            exact_log = log_sum[r]
-        losses[r] = <real> (((<double> mass[r] + mass_carry[r]) * exact_log + carry[r]) + cost[r])
+        losses[r] = <real> (((<double> mass[r] + mass_carry[r]) * (<double> log_sum[r] + log_low[r]) + carry[r]) + cost[r])
         if labelled and labels_of(block)[r] == IGNORED:
             losses[r] = 0
     if labelled and task.out.data != NULL:
