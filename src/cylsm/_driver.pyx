@@ -15,12 +15,13 @@ from libc.string cimport memcpy
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from cylsm._kernels cimport (
-    FEW_CLASSES,
+    FEW_BYTES,
     GROUP,
     LOG_SOFTMAX,
     LOGSUMEXP,
     MIXTURE,
     MIXTURE_COST,
+    SCRATCH,
     SHORTEST_ROW,
     SOFTMAX,
     TILE_BYTES,
@@ -158,7 +159,7 @@ cdef Regime regime_of(const Task *task) noexcept nogil:
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     if stride >= LEAST_LANES * task.x.item_bytes and task.classes > 1:
         return STRIP
-    return FEW if task.classes <= FEW_CLASSES else ROWS
+    return FEW if task.classes * (8 if task.wide else 4) <= FEW_BYTES else ROWS
 
 
 cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexcept nogil:
@@ -238,7 +239,7 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.y_piece = take(base, &used, 0 if plan.y_direct or (task.y.data == NULL and task.fill_y == NULL) else piece)
     worker.out_piece = take(base, &used, 0 if plan.out_direct and (plan.kept or task.operation != SOFTMAX) else piece)
     worker.exps = take(base, &used, plan.block_rows * task.classes * plan.size if plan.keep_apart else 0)
-    worker.transposed = take(base, &used, 3 * GROUP * FEW_CLASSES * plan.size if plan.regime == FEW else 0)
+    worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.regime == FEW else 0)
     return used
 
 

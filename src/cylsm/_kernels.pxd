@@ -6,14 +6,15 @@
 # lead from one class to the next.
 #
 # Assumed, and asserted in builds with asserts on: pointers are aligned for their dtype; rows >= 1; classes >= 1;
-# `*_rows` kernels: classes >= SHORTEST_ROW; few_rows: classes <= FEW_CLASSES. `out` and `exps` either are the memory
+# `*_rows` kernels: classes >= SHORTEST_ROW; few_rows: at most FEW_BYTES of classes. `out` and `exps` either are the memory
 # of an input exactly, with the same step, or do not overlap it.
 
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
-    FEW_CLASSES = 24      # up to here rows are transposed in groups, so that the lanes of a vector are rows
+    FEW_BYTES = 400       # rows up to here are transposed in groups, so that the lanes of a vector are rows
     TILE_BYTES = 16384    # a longer row is cut into tiles of this size; a third of the smallest L1 in use
-    GROUP = 64            # rows that few_rows transposes together; a power of 4
+    GROUP = 64            # rows that few_rows transposes together if they are very short, otherwise 16; powers of 4
+    SCRATCH = 16 * 128    # reals in one of the arrays that few_rows transposes through
 
 cdef enum Operation:
     LOGSUMEXP             # finish only
@@ -74,7 +75,7 @@ ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step,
                               bint stream) noexcept nogil
-# reduce, finish and apply of short rows; `scratch` holds 3 * GROUP * FEW_CLASSES reals. out may be NULL.
+# reduce, finish and apply of short rows; `scratch` holds 3 * SCRATCH reals. out may be NULL.
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil

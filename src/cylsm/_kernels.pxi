@@ -22,7 +22,7 @@ from cpython.pycapsule cimport PyCapsule_New
 
 from cylsm._kernels cimport (
     BOOL,
-    FEW_CLASSES,
+    FEW_BYTES,
     FLOAT16,
     FLOAT32,
     FLOAT64,
@@ -37,6 +37,7 @@ from cylsm._kernels cimport (
     LOGSUMEXP_WEIGHTED,
     MIXTURE,
     MIXTURE_COST,
+    SCRATCH,
     SHORTEST_ROW,
     SOFTMAX,
     SOFTMAX_BACKWARD,
@@ -76,6 +77,7 @@ ctypedef fused real:
 cdef enum:
     MOST_LANES = 16           # LANES of float; stack arrays have room for either dtype
     BATCH = 16                # rows whose lanes are folded together
+    VERY_FEW = 24             # up to here classes are added one by one
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
 
 # What belongs to a row (or lane): lines of one array, as long as there are rows.
@@ -93,14 +95,6 @@ cdef enum:
     OTHERS                    # probability of all but one of the ties
     FACTOR
     PARAMETERS                # how many apply needs
-
-# The running sums, likewise.
-cdef enum:
-    TOTAL
-    CARRY
-    TIES
-    TIES_CARRY
-    SUMS
 
 
 # ---- exp and log -----------------------------------------------------------------------------------------------
@@ -350,8 +344,8 @@ cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
         set_reference(of[TOP * width + j], &of[CENTRE * width + j], &of[SHIFT * width + j], &of[LEAST * width + j])
 
 
-cdef inline real exp_of_lane(real x, const real *of, Py_ssize_t width, Py_ssize_t j) noexcept nogil:
-    return exp_from(x, of[CENTRE * width + j], of[SHIFT * width + j], of[LEAST * width + j])
+cdef inline real exp_of_lane(real x, const real *of, Py_ssize_t step, Py_ssize_t i) noexcept nogil:
+    return exp_from(x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
 
 
 cdef inline void add_weighted(real x, real w, real top, real e, real *ties, real *ties_carry, real *total,
@@ -380,29 +374,42 @@ cdef inline bint reads_y(int operation) noexcept nogil:
 
 cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                            Py_ssize_t y_step, Py_ssize_t classes, real *top) noexcept nogil:
-    """Raises top[j] to the largest of x[c * x_step + j]."""
+    """Raises top[j] to the largest of x[c * x_step + j], four classes a sweep."""
     cdef Py_ssize_t c, j
-    for c in range(classes):
+    cdef real v0, v1, v2, v3, w0 = 0, w1 = 0, w2 = 0, w3 = 0
+    cdef bint weighted = operation == LOGSUMEXP_WEIGHTED
+    for c in range(0, classes - 3, 4):
         for j in range(width):
-            if operation == LOGSUMEXP_WEIGHTED:
-                top[j] = larger(seen(operation, x[c * x_step + j], y[c * y_step + j]), top[j])
-            else:
-                top[j] = larger(x[c * x_step + j], top[j])
+            if weighted:
+                w0 = y[c * y_step + j]
+                w1 = y[(c + 1) * y_step + j]
+                w2 = y[(c + 2) * y_step + j]
+                w3 = y[(c + 3) * y_step + j]
+            # larger(x, top) skips a nan in x, so every element is compared with what is none.
+            v0 = larger(seen(operation, x[c * x_step + j], w0), top[j])
+            v1 = larger(seen(operation, x[(c + 1) * x_step + j], w1), lowest(x))
+            v2 = larger(seen(operation, x[(c + 2) * x_step + j], w2), v0)
+            v3 = larger(seen(operation, x[(c + 3) * x_step + j], w3), v1)
+            top[j] = larger(v3, v2)
+    for c in range(classes - classes % 4, classes):
+        for j in range(width):
+            if weighted:
+                w0 = y[c * y_step + j]
+            top[j] = larger(seen(operation, x[c * x_step + j], w0), top[j])
 
 
 cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step,
-                           const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *sums,
-                           real *exps, Py_ssize_t exps_step, Py_ssize_t ahead, const real *soon) noexcept nogil:
+                           const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, Py_ssize_t of_step,
+                           Py_ssize_t of_lane, real *total, real *carry, real *ties, real *ties_carry, real *exps,
+                           Py_ssize_t exps_step, Py_ssize_t ahead, const real *soon) noexcept nogil:
     """Adds every element's term and tie to its lane's, four classes a sweep: the four's sum, or each of `few` terms, is
-    added with Kahan's compensation. The elements `ahead` of x, and those of `soon`, are asked for meanwhile.
+    added with Kahan's compensation. What lane j counts from stands at of[j * of_lane]. The elements `ahead` of x, and
+    those of `soon`, are asked for meanwhile.
     """
-    cdef Py_ssize_t c, j, k
-    cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3, top
+    cdef Py_ssize_t c, j, k, i
+    cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3, top, tied
     cdef real kept[4 * STRIP]
-    cdef real *ties = sums + TIES * width
-    cdef real *ties_carry = sums + TIES_CARRY * width
-    cdef real *total = sums + TOTAL * width
-    cdef real *carry = sums + CARRY * width
+    cdef bint backward = is_backward(operation)
     e0 = e1 = e2 = e3 = w0 = w1 = w2 = w3 = 0
     for c in range(0, classes - 3, 4):
         if ahead > 0:
@@ -412,7 +419,8 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width,
             for k in range(4 * width // lanes_of(x)):
                 prefetch_line(soon + c * x_step + k * lanes_of(x))
         for j in range(width):
-            top = of[TOP * width + j]
+            i = j * of_lane
+            top = of[TOP * of_step + i]
             if reads_y(operation):
                 w0 = y[c * y_step + j]
                 w1 = y[(c + 1) * y_step + j]
@@ -422,11 +430,11 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width,
             v1 = seen(operation, x[(c + 1) * x_step + j], w1)
             v2 = seen(operation, x[(c + 2) * x_step + j], w2)
             v3 = seen(operation, x[(c + 3) * x_step + j], w3)
-            if not is_backward(operation):
-                e0 = exp_of_lane(v0, of, width, j)
-                e1 = exp_of_lane(v1, of, width, j)
-                e2 = exp_of_lane(v2, of, width, j)
-                e3 = exp_of_lane(v3, of, width, j)
+            if not backward:
+                e0 = exp_of_lane(v0, of, of_step, i)
+                e1 = exp_of_lane(v1, of, of_step, i)
+                e2 = exp_of_lane(v2, of, of_step, i)
+                e3 = exp_of_lane(v3, of, of_step, i)
             if keep:
                 kept[j] = e0
                 kept[width + j] = e1
@@ -438,63 +446,67 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width,
                 add_weighted(v2, w2, top, e2, &ties[j], &ties_carry[j], &total[j], &carry[j])
                 add_weighted(v3, w3, top, e3, &ties[j], &ties_carry[j], &total[j], &carry[j])
             else:
-                if not is_backward(operation):
-                    ties[j] = ties[j] + 1 if v0 == top else ties[j]
-                    ties[j] = ties[j] + 1 if v1 == top else ties[j]
-                    ties[j] = ties[j] + 1 if v2 == top else ties[j]
-                    ties[j] = ties[j] + 1 if v3 == top else ties[j]
+                if not backward:
+                    tied = ties[j]
+                    tied = tied + 1 if v0 == top else tied
+                    tied = tied + 1 if v1 == top else tied
+                    tied = tied + 1 if v2 == top else tied
+                    tied = tied + 1 if v3 == top else tied
+                    ties[j] = tied
                 e0 = term_of(operation, v0, w0, top, e0)
                 e1 = term_of(operation, v1, w1, top, e1)
                 e2 = term_of(operation, v2, w2, top, e2)
                 e3 = term_of(operation, v3, w3, top, e3)
                 if few:
-                    add_term(is_backward(operation), e0, &total[j], &carry[j])
-                    add_term(is_backward(operation), e1, &total[j], &carry[j])
-                    add_term(is_backward(operation), e2, &total[j], &carry[j])
-                    add_term(is_backward(operation), e3, &total[j], &carry[j])
+                    add_term(backward, e0, &total[j], &carry[j])
+                    add_term(backward, e1, &total[j], &carry[j])
+                    add_term(backward, e2, &total[j], &carry[j])
+                    add_term(backward, e3, &total[j], &carry[j])
                 else:
-                    add_term(is_backward(operation), (e0 + e1) + (e2 + e3), &total[j], &carry[j])
+                    add_term(backward, (e0 + e1) + (e2 + e3), &total[j], &carry[j])
         if keep:
             for k in range(4):
                 for j in range(width):
                     exps[(c + k) * exps_step + j] = kept[k * width + j]
     for c in range(classes - classes % 4, classes):
         for j in range(width):
-            top = of[TOP * width + j]
+            i = j * of_lane
+            top = of[TOP * of_step + i]
             if reads_y(operation):
                 w0 = y[c * y_step + j]
             v0 = seen(operation, x[c * x_step + j], w0)
-            if not is_backward(operation):
-                e0 = exp_of_lane(v0, of, width, j)
+            if not backward:
+                e0 = exp_of_lane(v0, of, of_step, i)
             if keep:
                 kept[j] = e0
             if operation == LOGSUMEXP_WEIGHTED:
                 add_weighted(v0, w0, top, e0, &ties[j], &ties_carry[j], &total[j], &carry[j])
             else:
-                if not is_backward(operation):
-                    ties[j] = ties[j] + 1 if v0 == top else ties[j]
-                add_term(is_backward(operation), term_of(operation, v0, w0, top, e0), &total[j], &carry[j])
+                if not backward:
+                    tied = ties[j]
+                    tied = tied + 1 if v0 == top else tied
+                    ties[j] = tied
+                add_term(backward, term_of(operation, v0, w0, top, e0), &total[j], &carry[j])
         if keep:
             for j in range(width):
                 exps[c * exps_step + j] = kept[j]
 
 
-cdef inline void write_state(int operation, Py_ssize_t width, Py_ssize_t rows, real *of, real *sums, Py_ssize_t sums_step,
-                             const RowState *state, Py_ssize_t first) noexcept nogil:
+cdef inline void write_state(int operation, Py_ssize_t width, Py_ssize_t rows, const real *of, real *total, real *carry,
+                             const real *ties, const real *ties_carry, const RowState *state,
+                             Py_ssize_t first) noexcept nogil:
     """What a reduction leaves: top, ties, and the rest with its carry, as multiples of exp(top)."""
     cdef Py_ssize_t j
-    cdef real *total = sums + TOTAL * sums_step
-    cdef real *carry = sums + CARRY * sums_step
     if not is_backward(operation):
         for j in range(width):
             lift_sum(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &total[j], &carry[j])
         if operation == LOGSUMEXP_WEIGHTED:
             for j in range(width):
-                carry[j] = carry[j] + sums[TIES_CARRY * sums_step + j]
+                carry[j] = carry[j] + ties_carry[j]
         for j in range(rows):
             (<real *> state.top)[first + j] = of[TOP * width + j]
         for j in range(rows):
-            (<real *> state.ties)[first + j] = sums[TIES * sums_step + j]
+            (<real *> state.ties)[first + j] = ties[j]
     for j in range(rows):
         (<real *> state.rest)[first + j] = total[j]
     for j in range(rows):
@@ -620,7 +632,7 @@ cdef inline void fold_max(real *lanes, Py_ssize_t rows) noexcept nogil:
             lanes[i] = pairs[i]
 
 
-cdef inline void fold_sum(real *total, real *carry, Py_ssize_t rows) noexcept nogil:
+cdef inline void fold_sum(bint guarded, real *total, real *carry, Py_ssize_t rows) noexcept nogil:
     """The same with sums, whose rounding goes to carry; without carry, for sums of integers."""
     cdef Py_ssize_t i, n = rows * lanes_of(total)
     cdef real a, b, s, lost_here
@@ -635,22 +647,33 @@ cdef inline void fold_sum(real *total, real *carry, Py_ssize_t rows) noexcept no
             sums[i] = s
             if carry != NULL:
                 lost_here = lost_in_sum(a, b, s)
-                lost[i] = (carry[2 * i] + carry[2 * i + 1]) + (lost_here if lost_here - lost_here == 0 else <real> 0.0)
+                if guarded:
+                    lost_here = lost_here if lost_here - lost_here == 0 else <real> 0.0
+                lost[i] = (carry[2 * i] + carry[2 * i + 1]) + lost_here
         for i in range(n):
             total[i] = sums[i]
-            if carry != NULL:
+        if carry != NULL:
+            for i in range(n):
                 carry[i] = lost[i]
+
+
+cdef inline Py_ssize_t end_of_row(const real *x, Py_ssize_t classes, Py_ssize_t start) noexcept nogil:
+    """Where to read the vector that starts at `start`, so that it ends within the row."""
+    return min(start, classes - lanes_of(x))
 
 
 cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t classes, real *top) noexcept nogil:
     """The lanes of one row's maximum."""
-    cdef Py_ssize_t j, i = classes - classes % (4 * lanes_of(x)), lanes = lanes_of(x)
+    cdef Py_ssize_t j, k, at, lanes = lanes_of(x)
+    cdef Py_ssize_t whole = classes - classes % (4 * lanes)
     cdef real wide[4 * MOST_LANES]
     for j in range(4 * lanes):
         wide[j] = lowest(x)
     lanes_max(operation, 4 * lanes, x, 4 * lanes, y, 4 * lanes, classes // (4 * lanes), wide)
-    lanes_max(operation, lanes, x + i, lanes, y + i, lanes, (classes - i) // lanes, wide)
-    lanes_max(operation, lanes, x + classes - lanes, lanes, y + classes - lanes, lanes, 1, wide)
+    if whole < classes:
+        for k in range(4):
+            at = end_of_row(x, classes, whole + k * lanes)
+            lanes_max(operation, lanes, x + at, lanes, y + at, lanes, 1, wide + k * lanes)
     for j in range(2 * lanes):
         wide[j] = larger(wide[2 * lanes + j], wide[j])
     for j in range(lanes):
@@ -658,67 +681,76 @@ cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t
 
 
 cdef inline void row_sum(int operation, bint keep, const real *x, const real *y, Py_ssize_t classes, const real *row,
-                         real *sums, real *exps, Py_ssize_t ahead, const real *soon) noexcept nogil:
-    """The lanes of one row's sums; `row` holds its top and reference."""
-    cdef Py_ssize_t j, lanes = lanes_of(x)
-    cdef Py_ssize_t whole = classes - classes % lanes, known = lanes - classes % lanes
-    cdef real of[REFERENCE * MOST_LANES]
-    cdef real last_x[MOST_LANES]
-    cdef real last_y[MOST_LANES]
-    cdef real last_exps[MOST_LANES]
-    cdef real e = 0
-    for j in range(lanes):
-        of[TOP * lanes + j] = row[TOP * BATCH]
-        of[CENTRE * lanes + j] = row[CENTRE * BATCH]
-        of[SHIFT * lanes + j] = row[SHIFT * BATCH]
-        of[LEAST * lanes + j] = row[LEAST * BATCH]
-    for j in range(SUMS * lanes):
-        sums[j] = 0
+                         real *total, real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t ahead,
+                         const real *soon) noexcept nogil:
+    """The lanes of one row's sums; `row` holds its top and reference. What is left of the row after whole groups of four
+    vectors is one more group, whose vectors end within the row and count what is theirs."""
+    cdef Py_ssize_t j, k, at, start, lanes = lanes_of(x)
+    cdef Py_ssize_t whole = classes - classes % (4 * lanes)
+    cdef real last_x[4 * MOST_LANES]
+    cdef real last_y[4 * MOST_LANES]
+    cdef real last_exps[4 * MOST_LANES]
+    cdef real nothing = <real> 0.0 if is_backward(operation) else <real> -INFINITY
     if whole < classes:
-        for j in range(lanes):
-            last_x[j] = x[classes - lanes + j]
-            last_y[j] = y[classes - lanes + j] if reads_y(operation) else <real> 0.0
-    lanes_sum(operation, keep, False, lanes, x, lanes, y, lanes, whole // lanes, of, sums, exps, lanes, ahead, soon)
-    if whole < classes:
-        # -inf adds nothing.
-        for j in range(lanes):
-            e = last_x[j]
-            if keep:
-                last_exps[j] = exp_of_lane(e, of, lanes, j)
-            last_x[j] = (<real> 0.0 if is_backward(operation) else <real> -INFINITY) if j < known else e
-        lanes_sum(operation, False, False, lanes, last_x, lanes, last_y, lanes, 1, of, sums, last_exps, lanes, 0, NULL)
-        if keep:
+        for k in range(4):
+            start = whole + k * lanes
+            at = end_of_row(x, classes, start)
             for j in range(lanes):
-                exps[classes - lanes + j] = last_exps[j]
+                last_x[k * lanes + j] = x[at + j] if j >= start - at else nothing
+            if reads_y(operation):
+                for j in range(lanes):
+                    last_y[k * lanes + j] = y[at + j] if j >= start - at else <real> 0.0
+    lanes_sum(operation, keep, False, lanes, x, lanes, y, lanes, whole // lanes, row, BATCH, 0, total, carry, ties,
+              ties_carry, exps, lanes, ahead, soon)
+    if whole < classes:
+        lanes_sum(operation, keep, False, lanes, last_x, lanes, last_y, lanes, 4, row, BATCH, 0, total, carry, ties,
+                  ties_carry, last_exps, lanes, 0, NULL)
+        if keep:
+            for k in range(4):
+                start = whole + k * lanes
+                at = end_of_row(x, classes, start)
+                for j in range(lanes):
+                    last_x[j] = last_exps[k * lanes + j] if j >= start - at else exps[at + j]
+                for j in range(lanes):
+                    exps[at + j] = last_x[j]
 
 
 cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
-    cdef Py_ssize_t r, j, k, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
+    cdef Py_ssize_t r, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
+    cdef bint backward = is_backward(operation)
+    cdef bint guarded = backward or operation == LOGSUMEXP_WEIGHTED
     cdef real of[REFERENCE * BATCH]
     cdef real tops[BATCH * MOST_LANES]
-    cdef real row_sums[SUMS * MOST_LANES]
-    cdef real sums[SUMS * BATCH * MOST_LANES]
-    if not is_backward(operation):
+    cdef real total[BATCH * MOST_LANES]
+    cdef real carry[BATCH * MOST_LANES]
+    cdef real ties[BATCH * MOST_LANES]
+    cdef real ties_carry[BATCH * MOST_LANES]
+    for r in range(BATCH):
+        of[TOP * BATCH + r] = 0
+    if not backward:
         for r in range(rows):
             row_max(operation, x + r * x_step, y + r * y_step, classes, tops + r * lanes)
         fold_max(tops, rows)
-    for r in range(BATCH):
-        of[TOP * BATCH + r] = tops[r] if not is_backward(operation) and r < rows else <real> 0.0
+        for r in range(rows):
+            of[TOP * BATCH + r] = tops[r]
     set_references(BATCH, of)
+    for r in range(BATCH * lanes):
+        total[r] = 0
+        carry[r] = 0
+        ties[r] = 0
+        ties_carry[r] = 0
     for r in range(rows):
-        row_sum(operation, keep, x + r * x_step, y + r * y_step, classes, of + r, row_sums, exps + r * exps_step, ahead,
+        row_sum(operation, keep, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes, carry + r * lanes,
+                ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step, ahead,
                 exps + r * exps_step if not keep and exps != NULL else NULL)
-        for k in range(SUMS):
-            for j in range(lanes):
-                sums[k * BATCH * lanes + r * lanes + j] = row_sums[k * lanes + j]
-    fold_sum(sums + TOTAL * BATCH * lanes, sums + CARRY * BATCH * lanes, rows)
+    fold_sum(guarded, total, carry, rows)
     if operation == LOGSUMEXP_WEIGHTED:
-        fold_sum(sums + TIES * BATCH * lanes, sums + TIES_CARRY * BATCH * lanes, rows)
-    elif not is_backward(operation):
-        fold_sum(sums + TIES * BATCH * lanes, NULL, rows)
-    write_state(operation, BATCH, rows, of, sums, BATCH * lanes, state, first)
+        fold_sum(guarded, ties, ties_carry, rows)
+    elif not backward:
+        fold_sum(False, ties, NULL, rows)
+    write_state(operation, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
 
 
 cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -744,8 +776,8 @@ cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_
         if whole < classes:
             lanes_cost(lanes, last_x, lanes, last_y, lanes, 1, tops, mass + r * lanes, mass_carry + r * lanes,
                        cost + r * lanes, cost_carry + r * lanes)
-    fold_sum(mass, mass_carry, rows)
-    fold_sum(cost, cost_carry, rows)
+    fold_sum(True, mass, mass_carry, rows)
+    fold_sum(True, cost, cost_carry, rows)
     for r in range(rows):
         (<real *> state.mass)[first + r] = mass[r]
         (<real *> state.mass_carry)[first + r] = mass_carry[r]
@@ -789,7 +821,7 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
                            real *out, bint stream) noexcept nogil:
     """One row of the result; streamed, its whole 64-byte lines go around the caches."""
     cdef Py_ssize_t i, lanes = lanes_of(x)
-    cdef Py_ssize_t whole = classes - classes % lanes, known = lanes - classes % lanes
+    cdef Py_ssize_t whole = classes - classes % lanes
     cdef real line[4 * MOST_LANES]
     cdef real last[MOST_LANES]
     if whole < classes:
@@ -821,8 +853,7 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
     else:
         apply_span(operation, kept, x, y, whole, row, out)
     if whole < classes and not stream:
-        for i in range(known, lanes):
-            out[classes - lanes + i] = last[i]
+        memcpy(out + classes - lanes, last, 64)
 
 
 cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y,
@@ -867,16 +898,22 @@ cdef inline void reduce_lanes(int operation, bint keep, bint few, Py_ssize_t wid
     """Reduces up to STRIP lanes."""
     cdef Py_ssize_t j
     cdef real of[REFERENCE * STRIP]
-    cdef real sums[SUMS * STRIP]
+    cdef real total[STRIP]
+    cdef real carry[STRIP]
+    cdef real ties[STRIP]
+    cdef real ties_carry[STRIP]
     for j in range(width):
         of[TOP * width + j] = lowest(x)
-    for j in range(SUMS * width):
-        sums[j] = 0
+        total[j] = 0
+        carry[j] = 0
+        ties[j] = 0
+        ties_carry[j] = 0
     if not is_backward(operation):
         lanes_max(operation, width, x, x_step, y, y_step, classes, of + TOP * width)
         set_references(width, of)
-    lanes_sum(operation, keep, few, width, x, x_step, y, y_step, classes, of, sums, exps, exps_step, 0, NULL)
-    write_state(operation, width, width, of, sums, width, state, first)
+    lanes_sum(operation, keep, few, width, x, x_step, y, y_step, classes, of, width, 1, total, carry, ties,
+              ties_carry, exps, exps_step, 0, NULL)
+    write_state(operation, width, width, of, total, carry, ties, ties_carry, state, first)
 
 
 cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -952,7 +989,7 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
     cdef Py_ssize_t b, j
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
-        reduce_width(operation, classes <= FEW_CLASSES, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
+        reduce_width(operation, classes <= VERY_FEW, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
                      first + j, exps + j, exps_step)
 
 
@@ -1037,10 +1074,10 @@ cdef inline void signed_log(double ties, double rest, double *magnitude, double 
         magnitude[0] = libm_log(fabs(total))
 
 
-cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
-                 const real *factor) noexcept nogil:
-    """In blocks of local arrays, so that a vector of logarithms is taken at once."""
-    cdef Py_ssize_t g, b, j, n
+cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, const RowState *state, Py_ssize_t first,
+                              const real *factor) noexcept nogil:
+    """n rows, in local arrays of up to GROUP entries, so that a vector of logarithms is taken at once."""
+    cdef Py_ssize_t j
     cdef real of[REFERENCE * GROUP]
     cdef real ties[GROUP]
     cdef real rest[GROUP]
@@ -1050,52 +1087,58 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
     cdef real scale[GROUP]
     cdef real peak[GROUP]
     cdef real factors[GROUP]
-    cdef double magnitude, sign
     cdef real lift, low
-    for g in range((rows + GROUP - 1) // GROUP):
-        b = first + g * GROUP
-        n = min(first + rows - b, <Py_ssize_t> GROUP)
+    cdef double magnitude, sign
+    for j in range(n):
+        rest[j] = (<const real *> state.rest)[first + j]
+    for j in range(n):
+        carry[j] = (<const real *> state.carry)[first + j]
+    if is_backward(operation):
         for j in range(n):
-            rest[j] = (<const real *> state.rest)[b + j]
+            (<real *> state.scale)[first + j] = rest[j] + carry[j]
+        return
+    for j in range(n):
+        ties[j] = (<const real *> state.ties)[first + j]
+    if operation == LOGSUMEXP_WEIGHTED:
         for j in range(n):
-            carry[j] = (<const real *> state.carry)[b + j]
-        if is_backward(operation):
-            for j in range(n):
-                (<real *> state.scale)[b + j] = rest[j] + carry[j]
-            continue
+            signed_log(ties[j], rest[j] + <double> carry[j], &magnitude, &sign)
+            (<real *> state.log_sum)[first + j] = <real> magnitude
+            (<real *> state.log_low)[first + j] = <real> (magnitude - <real> magnitude if fabs(magnitude) < INFINITY else 0.0)
+            (<real *> state.scale)[first + j] = <real> sign
+        return
+    for j in range(n):
+        log_sum[j] = log_of_sum(ties[j], rest[j], carry[j], &log_low[j])
+    for j in range(n):
+        (<real *> state.log_sum)[first + j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
+    for j in range(n):
+        (<real *> state.log_low)[first + j] = log_low[j] if log_low[j] - log_low[j] == 0 else <real> 0.0
+    if operation != SOFTMAX and operation != MIXTURE:
+        return
+    for j in range(n):
+        factors[j] = 1
+    if operation == SOFTMAX and factor != NULL:
         for j in range(n):
-            ties[j] = (<const real *> state.ties)[b + j]
-        if operation == LOGSUMEXP_WEIGHTED:
-            for j in range(n):
-                signed_log(ties[j], rest[j] + <double> carry[j], &magnitude, &sign)
-                (<real *> state.log_sum)[b + j] = <real> magnitude
-                (<real *> state.log_low)[b + j] = <real> (magnitude - <real> magnitude if fabs(magnitude) < INFINITY else 0.0)
-                (<real *> state.scale)[b + j] = <real> sign
-            continue
-        for j in range(n):
-            log_sum[j] = log_of_sum(ties[j], rest[j], carry[j], &log_low[j])
-        for j in range(n):
-            (<real *> state.log_sum)[b + j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
-        for j in range(n):
-            (<real *> state.log_low)[b + j] = log_low[j] if log_low[j] - log_low[j] == 0 else <real> 0.0
-        if operation != SOFTMAX and operation != MIXTURE:
-            continue
-        for j in range(n):
-            factors[j] = 1
-        if operation == SOFTMAX and factor != NULL:
-            for j in range(n):
-                factors[j] = factor[b - first + j]
-        for j in range(GROUP):
-            of[TOP * GROUP + j] = (<const real *> state.top)[b + j] if j < n else <real> 0.0
-        set_references(GROUP, of)
-        for j in range(n):
-            lift = lift_to(of[TOP * GROUP + j], of[CENTRE * GROUP + j], of[SHIFT * GROUP + j], &low)
-            peak[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j], <real> 1.0, <real> 0.0)
-            scale[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j], lift, low)
-        for j in range(n):
-            (<real *> state.peak)[b + j] = <real> NAN if ties[j] + rest[j] == 0 else peak[j]
-        for j in range(n):
-            (<real *> state.scale)[b + j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
+            factors[j] = factor[j]
+    for j in range(width):
+        of[TOP * width + j] = (<const real *> state.top)[first + j] if j < n else <real> 0.0
+    set_references(width, of)
+    for j in range(n):
+        lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &low)
+        peak[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j], <real> 1.0, <real> 0.0)
+        scale[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j], lift, low)
+    for j in range(n):
+        (<real *> state.peak)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else peak[j]
+    for j in range(n):
+        (<real *> state.scale)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
+
+
+cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
+                 const real *factor) noexcept nogil:
+    cdef Py_ssize_t b, j
+    for b in range((rows + GROUP - 1) // GROUP):
+        j = b * GROUP
+        finish_block(operation, GROUP, min(rows - j, <Py_ssize_t> GROUP), state, first + j,
+                     factor + j if factor != NULL else NULL)
 
 
 cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ssize_t tiles,
@@ -1119,33 +1162,51 @@ cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ss
 
 # ---- few classes: rows are the lanes ---------------------------------------------------------------------------
 
-cdef inline void shuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
-    """Interleaves the four quarters of x; log_4(GROUP) times, this transposes GROUP rows."""
+cdef inline void shuffle_some(const real *x, real *out, Py_ssize_t n, Py_ssize_t quarter) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(quarter):
+    for i in range(n):
         out[4 * i] = x[i]
         out[4 * i + 1] = x[i + quarter]
         out[4 * i + 2] = x[i + 2 * quarter]
         out[4 * i + 3] = x[i + 3 * quarter]
 
 
-cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
+cdef inline void shuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
+    """Interleaves the four quarters of x, each of 16 elements at least; log_4(width) times, this transposes `width` rows.
+    The last 16 are done again if they do not fill whole vectors."""
+    cdef Py_ssize_t last = quarter - 16
+    shuffle_some(x, out, quarter // 16 * 16, quarter)
+    if quarter % 16 > 0:
+        shuffle_some(x + last, out + 4 * last, 16, quarter)
+
+
+cdef inline void unshuffle_some(const real *x, real *out, Py_ssize_t n, Py_ssize_t quarter) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(quarter):
+    for i in range(n):
         out[i] = x[4 * i]
         out[i + quarter] = x[4 * i + 1]
         out[i + 2 * quarter] = x[4 * i + 2]
         out[i + 3 * quarter] = x[4 * i + 3]
 
 
+cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
+    cdef Py_ssize_t last = quarter - 16
+    unshuffle_some(x, out, quarter // 16 * 16, quarter)
+    if quarter % 16 > 0:
+        unshuffle_some(x + 4 * last, out + last, 16, quarter)
+
+
 cdef inline void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows,
                                  Py_ssize_t classes, real *lanes, real *scratch) noexcept nogil:
     """lanes[c * width + r] = x[r * x_step + c]; lanes of rows that are not there become 0."""
-    cdef Py_ssize_t r, c
-    if rows == GROUP and x_step == classes:
-        shuffle(x, lanes, GROUP // 4 * classes)
-        shuffle(lanes, scratch, GROUP // 4 * classes)
-        shuffle(scratch, lanes, GROUP // 4 * classes)
+    cdef Py_ssize_t r, c, quarter = width // 4 * classes
+    if rows == width and x_step == classes and quarter >= 16:
+        if width == GROUP:
+            shuffle(x, lanes, quarter)
+            shuffle(lanes, scratch, quarter)
+        else:
+            shuffle(x, scratch, quarter)
+        shuffle(scratch, lanes, quarter)
     else:
         for c in range(width * classes):
             lanes[c] = 0
@@ -1156,58 +1217,74 @@ cdef inline void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_s
 
 cdef inline void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssize_t classes, real *out,
                                  Py_ssize_t out_step, real *scratch) noexcept nogil:
-    cdef Py_ssize_t r, c
-    if rows == GROUP and out_step == classes:
-        unshuffle(lanes, scratch, GROUP // 4 * classes)
-        unshuffle(scratch, lanes, GROUP // 4 * classes)
-        unshuffle(lanes, out, GROUP // 4 * classes)
+    cdef Py_ssize_t r, c, quarter = width // 4 * classes
+    if rows == width and out_step == classes and quarter >= 16:
+        unshuffle(lanes, scratch, quarter)
+        if width == GROUP:
+            unshuffle(scratch, lanes, quarter)
+            unshuffle(lanes, out, quarter)
+        else:
+            unshuffle(scratch, out, quarter)
     else:
         for r in range(rows):
             for c in range(classes):
                 out[r * out_step + c] = lanes[c * width + r]
 
 
-cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+cdef inline void few_group(int operation, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                            Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                            Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                            real *scratch) noexcept nogil:
     """Reduces, finishes and writes up to `width` rows. The state has room for `width` entries from `first`."""
     cdef real *x_lanes = scratch
-    cdef real *y_lanes = scratch + GROUP * FEW_CLASSES
-    cdef real *other = scratch + 2 * GROUP * FEW_CLASSES
+    cdef real *y_lanes = scratch + SCRATCH
+    cdef real *other = scratch + 2 * SCRATCH
     cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
     if operation != LOGSUMEXP and operation != LOG_SOFTMAX and operation != SOFTMAX:
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    reduce_width(LOGSUMEXP if mixture else operation, True, width, x_lanes, width, y_lanes, width, classes, state, first,
+    reduce_width(LOGSUMEXP if mixture else operation, few, width, x_lanes, width, y_lanes, width, classes, state, first,
                  x_lanes, width)
-    finish(operation, state, first, width, factor)
+    finish_block(operation, width, width, state, first, factor)
     if mixture:
-        reduce_width(MIXTURE_COST, True, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
+        reduce_width(MIXTURE_COST, few, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
     if operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
         apply_width(operation, True, width, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
                     width)
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
 
 
+cdef inline void ask_for(const real *x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range((n + lanes_of(x) - 1) // lanes_of(x)):
+        prefetch_line(x + i * lanes_of(x))
+
+
+cdef inline void few_groups(int operation, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+                            Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
+                            const real *factor, real *out, Py_ssize_t out_step, real *scratch) noexcept nogil:
+    cdef Py_ssize_t g, r, ahead = GROUP * classes
+    for g in range((rows + width - 1) // width):
+        r = g * width
+        ask_for(x + r * x_step + ahead, width * classes)
+        if y != x:
+            ask_for(y + r * y_step + ahead, width * classes)
+        if out != NULL and out != x:
+            ask_for(out + r * out_step + ahead, width * classes)
+        few_group(operation, few, width, x + r * x_step, x_step, y + r * y_step, y_step, min(rows - r, width), classes,
+                  state, r, factor + r if factor != NULL else NULL, out + r * out_step, out_step, scratch)
+
+
 cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
                    real *scratch) noexcept nogil:
-    cdef Py_ssize_t g, r, n
-    cdef const real *factor_here
-    cylsm_require(classes <= FEW_CLASSES)
-    for g in range((rows + GROUP - 1) // GROUP):
-        r = g * GROUP
-        n = min(rows - r, <Py_ssize_t> GROUP)
-        factor_here = factor
-        if factor != NULL:
-            factor_here = factor + r
-        if n > MOST_LANES:
-            few_group(operation, GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
-                      factor_here, out + r * out_step, out_step, scratch)
-        else:
-            few_group(operation, MOST_LANES, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
-                      factor_here, out + r * out_step, out_step, scratch)
+    cylsm_require(classes * <Py_ssize_t> sizeof(real) <= FEW_BYTES)
+    if classes <= VERY_FEW and rows > MOST_LANES:
+        few_groups(operation, True, GROUP, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif classes <= VERY_FEW:
+        few_groups(operation, True, MOST_LANES, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    else:
+        few_groups(operation, False, MOST_LANES, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
 
 
 include "_elements.pxi"
