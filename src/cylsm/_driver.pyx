@@ -159,7 +159,7 @@ cdef Regime regime_of(const Task *task) noexcept nogil:
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     if stride >= LEAST_LANES * task.x.item_bytes and task.classes > 1:
         return STRIP
-    return FEW if task.classes * (8 if task.wide else 4) <= FEW_BYTES else ROWS
+    return FEW if task.classes * (8 if task.wide else 4) < FEW_BYTES else ROWS
 
 
 cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexcept nogil:

@@ -6,15 +6,15 @@
 # lead from one class to the next.
 #
 # Assumed, and asserted in builds with asserts on: pointers are aligned for their dtype; rows >= 1; classes >= 1;
-# `*_rows` kernels: classes >= SHORTEST_ROW; few_rows: at most FEW_BYTES of classes. `out` and `exps` either are the memory
+# `*_rows` kernels: classes >= SHORTEST_ROW; few_rows: less than FEW_BYTES of classes. `out` and `exps` either are the memory
 # of an input exactly, with the same step, or do not overlap it.
 
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
-    FEW_BYTES = 400       # rows up to here are transposed in groups, so that the lanes of a vector are rows
+    FEW_BYTES = 256       # shorter rows are transposed in groups, so that the lanes of a vector are rows
     TILE_BYTES = 16384    # a longer row is cut into tiles of this size; a third of the smallest L1 in use
-    GROUP = 64            # rows that few_rows transposes together if they are very short, otherwise 16; powers of 4
-    SCRATCH = 16 * 128    # reals in one of the arrays that few_rows transposes through
+    GROUP = 64            # rows that few_rows transposes together; a power of 4
+    SCRATCH = 64 * 64     # reals in one of the arrays that few_rows transposes through
 
 cdef enum Operation:
     LOGSUMEXP             # finish only

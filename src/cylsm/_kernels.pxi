@@ -77,7 +77,7 @@ ctypedef fused real:
 cdef enum:
     MOST_LANES = 16           # LANES of float; stack arrays have room for either dtype
     BATCH = 16                # rows whose lanes are folded together
-    VERY_FEW = 24             # up to here classes are added one by one
+    FEW_CLASSES = 64          # a strip's classes up to here are added one by one, as those of few_rows are
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
 
 # What belongs to a row (or lane): lines of one array, as long as there are rows.
@@ -122,8 +122,12 @@ cdef inline real exp_series(real r) noexcept nogil:
 
 
 cdef inline real reduced(real x, real n) noexcept nogil:
-    """x - n ln 2; of the two parts of ln 2 the first has so few digits that n times it is exact."""
-    if real is float:
+    """x - n ln 2. With FMA one rounding; without, ln 2 is in two parts, of which the first has so few digits that n times
+    it is exact."""
+    if real is float and CYLSM_FMA:
+        # ln 2 is off by 2e-9 here: less than the limits of accuracy, which grow with n, allow.
+        return x - n * <float> 0.6931471805599453
+    elif real is float:
         return (x - n * <float> 0.693145751953125) - n * <float> 1.4286068203094173e-06
     else:
         return (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
@@ -174,9 +178,11 @@ cdef inline void set_reference(real top, real *centre, real *shift, real *least)
     least[0] = (n - bias) * <real> 0.6931471805599453
 
 
-cdef inline real exp_from(real x, real centre, real shift, real least) noexcept nogil:
-    """exp(x - centre - N ln 2) / exp_unit for x not above the top that the reference was made of, or nan."""
-    cdef real gap = x - centre, shifted
+cdef inline real exp_from(bint plain, real x, real centre, real shift, real least) noexcept nogil:
+    """exp(x - centre - N ln 2) / exp_unit for x not above the top that the reference was made of, or nan. `plain`: the
+    centre is 0."""
+    cdef real gap = x if plain else x - centre
+    cdef real shifted
     gap = least if least > gap else gap
     shifted = gap * <real> 1.4426950408889634 + shift
     return exp_reduced(gap, shifted - shift) * power_of_two(shifted)
@@ -344,8 +350,8 @@ cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
         set_reference(of[TOP * width + j], &of[CENTRE * width + j], &of[SHIFT * width + j], &of[LEAST * width + j])
 
 
-cdef inline real exp_of_lane(real x, const real *of, Py_ssize_t step, Py_ssize_t i) noexcept nogil:
-    return exp_from(x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
+cdef inline real exp_of_lane(bint plain, real x, const real *of, Py_ssize_t step, Py_ssize_t i) noexcept nogil:
+    return exp_from(plain, x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
 
 
 cdef inline void add_weighted(real x, real w, real top, real e, real *ties, real *ties_carry, real *total,
@@ -398,8 +404,8 @@ cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ss
             top[j] = larger(seen(operation, x[c * x_step + j], w0), top[j])
 
 
-cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step,
-                           const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, Py_ssize_t of_step,
+cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ssize_t width, const real *x,
+                           Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, Py_ssize_t of_step,
                            Py_ssize_t of_lane, real *total, real *carry, real *ties, real *ties_carry, real *exps,
                            Py_ssize_t exps_step, Py_ssize_t ahead, const real *soon) noexcept nogil:
     """Adds every element's term and tie to its lane's, four classes a sweep: the four's sum, or each of `few` terms, is
@@ -407,7 +413,7 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width,
     those of `soon`, are asked for meanwhile.
     """
     cdef Py_ssize_t c, j, k, i
-    cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3, top, tied
+    cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3, top, sum_here, lost, tied, tied_lost
     cdef real kept[4 * STRIP]
     cdef bint backward = is_backward(operation)
     e0 = e1 = e2 = e3 = w0 = w1 = w2 = w3 = 0
@@ -420,6 +426,10 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width,
                 prefetch_line(soon + c * x_step + k * lanes_of(x))
         for j in range(width):
             i = j * of_lane
+            sum_here = total[j]
+            lost = carry[j]
+            tied = ties[j]
+            tied_lost = ties_carry[j] if operation == LOGSUMEXP_WEIGHTED else <real> 0.0
             top = of[TOP * of_step + i]
             if reads_y(operation):
                 w0 = y[c * y_step + j]
@@ -431,39 +441,43 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width,
             v2 = seen(operation, x[(c + 2) * x_step + j], w2)
             v3 = seen(operation, x[(c + 3) * x_step + j], w3)
             if not backward:
-                e0 = exp_of_lane(v0, of, of_step, i)
-                e1 = exp_of_lane(v1, of, of_step, i)
-                e2 = exp_of_lane(v2, of, of_step, i)
-                e3 = exp_of_lane(v3, of, of_step, i)
+                e0 = exp_of_lane(plain, v0, of, of_step, i)
+                e1 = exp_of_lane(plain, v1, of, of_step, i)
+                e2 = exp_of_lane(plain, v2, of, of_step, i)
+                e3 = exp_of_lane(plain, v3, of, of_step, i)
             if keep:
                 kept[j] = e0
                 kept[width + j] = e1
                 kept[2 * width + j] = e2
                 kept[3 * width + j] = e3
             if operation == LOGSUMEXP_WEIGHTED:
-                add_weighted(v0, w0, top, e0, &ties[j], &ties_carry[j], &total[j], &carry[j])
-                add_weighted(v1, w1, top, e1, &ties[j], &ties_carry[j], &total[j], &carry[j])
-                add_weighted(v2, w2, top, e2, &ties[j], &ties_carry[j], &total[j], &carry[j])
-                add_weighted(v3, w3, top, e3, &ties[j], &ties_carry[j], &total[j], &carry[j])
+                add_weighted(v0, w0, top, e0, &tied, &tied_lost, &sum_here, &lost)
+                add_weighted(v1, w1, top, e1, &tied, &tied_lost, &sum_here, &lost)
+                add_weighted(v2, w2, top, e2, &tied, &tied_lost, &sum_here, &lost)
+                add_weighted(v3, w3, top, e3, &tied, &tied_lost, &sum_here, &lost)
             else:
                 if not backward:
-                    tied = ties[j]
                     tied = tied + 1 if v0 == top else tied
                     tied = tied + 1 if v1 == top else tied
                     tied = tied + 1 if v2 == top else tied
                     tied = tied + 1 if v3 == top else tied
-                    ties[j] = tied
                 e0 = term_of(operation, v0, w0, top, e0)
                 e1 = term_of(operation, v1, w1, top, e1)
                 e2 = term_of(operation, v2, w2, top, e2)
                 e3 = term_of(operation, v3, w3, top, e3)
                 if few:
-                    add_term(backward, e0, &total[j], &carry[j])
-                    add_term(backward, e1, &total[j], &carry[j])
-                    add_term(backward, e2, &total[j], &carry[j])
-                    add_term(backward, e3, &total[j], &carry[j])
+                    add_term(backward, e0, &sum_here, &lost)
+                    add_term(backward, e1, &sum_here, &lost)
+                    add_term(backward, e2, &sum_here, &lost)
+                    add_term(backward, e3, &sum_here, &lost)
                 else:
-                    add_term(backward, (e0 + e1) + (e2 + e3), &total[j], &carry[j])
+                    add_term(backward, (e0 + e1) + (e2 + e3), &sum_here, &lost)
+            total[j] = sum_here
+            carry[j] = lost
+            if not backward:
+                ties[j] = tied
+            if operation == LOGSUMEXP_WEIGHTED:
+                ties_carry[j] = tied_lost
         if keep:
             for k in range(4):
                 for j in range(width):
@@ -471,22 +485,30 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width,
     for c in range(classes - classes % 4, classes):
         for j in range(width):
             i = j * of_lane
+            sum_here = total[j]
+            lost = carry[j]
+            tied = ties[j]
+            tied_lost = ties_carry[j] if operation == LOGSUMEXP_WEIGHTED else <real> 0.0
             top = of[TOP * of_step + i]
             if reads_y(operation):
                 w0 = y[c * y_step + j]
             v0 = seen(operation, x[c * x_step + j], w0)
             if not backward:
-                e0 = exp_of_lane(v0, of, of_step, i)
+                e0 = exp_of_lane(plain, v0, of, of_step, i)
             if keep:
                 kept[j] = e0
             if operation == LOGSUMEXP_WEIGHTED:
-                add_weighted(v0, w0, top, e0, &ties[j], &ties_carry[j], &total[j], &carry[j])
+                add_weighted(v0, w0, top, e0, &tied, &tied_lost, &sum_here, &lost)
             else:
                 if not backward:
-                    tied = ties[j]
                     tied = tied + 1 if v0 == top else tied
-                    ties[j] = tied
-                add_term(backward, term_of(operation, v0, w0, top, e0), &total[j], &carry[j])
+                add_term(backward, term_of(operation, v0, w0, top, e0), &sum_here, &lost)
+            total[j] = sum_here
+            carry[j] = lost
+            if not backward:
+                ties[j] = tied
+            if operation == LOGSUMEXP_WEIGHTED:
+                ties_carry[j] = tied_lost
         if keep:
             for j in range(width):
                 exps[c * exps_step + j] = kept[j]
@@ -543,7 +565,7 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
     if operation == LOG_SOFTMAX:
         return (x - top) - low
     elif operation == SOFTMAX:
-        e = x if kept else exp_of_lane(x, of, width, j)
+        e = x if kept else exp_of_lane(False, x, of, width, j)
         return peak if e == unity else (e * exp_unit(of)) * low
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_of_any(y) * low
@@ -551,7 +573,7 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
         return y * (x - low)
     else:
         # mass * p - y without what cancels in it, and 1 - p without cancellation where p is near 1.
-        e = exp_of_lane(x, of, width, j)
+        e = exp_of_lane(False, x, of, width, j)
         p = (<double> e * exp_unit(of)) * low
         others = of[OTHERS * width + j]
         p = peak if x == top else p
@@ -574,7 +596,7 @@ cdef inline void read_state(int operation, Py_ssize_t width, const RowState *sta
     if operation == SOFTMAX or operation == MIXTURE:
         set_references(width, of)
         for j in range(width):
-            of[UNITY * width + j] = exp_of_lane(of[TOP * width + j], of, width, j)
+            of[UNITY * width + j] = exp_of_lane(False, of[TOP * width + j], of, width, j)
         for j in range(width):
             of[PEAK * width + j] = (<const real *> state.peak)[first + j]
     if operation == MIXTURE:
@@ -680,46 +702,60 @@ cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t
         top[j] = larger(wide[lanes + j], wide[j])
 
 
-cdef inline void row_sum(int operation, bint keep, const real *x, const real *y, Py_ssize_t classes, const real *row,
-                         real *total, real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t ahead,
-                         const real *soon) noexcept nogil:
+cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, const real *y, Py_ssize_t classes,
+                         const real *row, real *total, real *carry, real *ties, real *ties_carry, real *exps,
+                         Py_ssize_t ahead, const real *soon) noexcept nogil:
     """The lanes of one row's sums; `row` holds its top and reference. What is left of the row after whole groups of four
-    vectors is one more group, whose vectors end within the row and count what is theirs."""
-    cdef Py_ssize_t j, k, at, start, lanes = lanes_of(x)
+    vectors is copied, in vectors that end within the row and count what is theirs: one or two, or a group."""
+    cdef Py_ssize_t k, at, start, lanes = lanes_of(x)
     cdef Py_ssize_t whole = classes - classes % (4 * lanes)
+    cdef Py_ssize_t vectors = (classes - whole + lanes - 1) // lanes
+    cdef int j, known
     cdef real last_x[4 * MOST_LANES]
     cdef real last_y[4 * MOST_LANES]
     cdef real last_exps[4 * MOST_LANES]
     cdef real nothing = <real> 0.0 if is_backward(operation) else <real> -INFINITY
-    if whole < classes:
-        for k in range(4):
+    if vectors == 3:
+        vectors = 4
+    for k in range(vectors):
+        start = whole + k * lanes
+        at = end_of_row(x, classes, start)
+        known = <int> min(start - at, lanes)
+        for j in range(<int> lanes):
+            last_x[k * lanes + j] = x[at + j] if j >= known else nothing
+        if reads_y(operation):
+            for j in range(<int> lanes):
+                last_y[k * lanes + j] = y[at + j] if j >= known else <real> 0.0
+    lanes_sum(operation, keep, False, plain, lanes, x, lanes, y, lanes, whole // lanes, row, BATCH, 0, total, carry, ties,
+              ties_carry, exps, lanes, ahead, soon)
+    lanes_sum(operation, keep, True, plain, lanes, last_x, lanes, last_y, lanes, vectors, row, BATCH, 0, total, carry,
+              ties, ties_carry, last_exps, lanes, 0, NULL)
+    if keep:
+        for k in range(vectors):
             start = whole + k * lanes
             at = end_of_row(x, classes, start)
-            for j in range(lanes):
-                last_x[k * lanes + j] = x[at + j] if j >= start - at else nothing
-            if reads_y(operation):
-                for j in range(lanes):
-                    last_y[k * lanes + j] = y[at + j] if j >= start - at else <real> 0.0
-    lanes_sum(operation, keep, False, lanes, x, lanes, y, lanes, whole // lanes, row, BATCH, 0, total, carry, ties,
-              ties_carry, exps, lanes, ahead, soon)
-    if whole < classes:
-        lanes_sum(operation, keep, False, lanes, last_x, lanes, last_y, lanes, 4, row, BATCH, 0, total, carry, ties,
-                  ties_carry, last_exps, lanes, 0, NULL)
-        if keep:
-            for k in range(4):
-                start = whole + k * lanes
-                at = end_of_row(x, classes, start)
-                for j in range(lanes):
-                    last_x[j] = last_exps[k * lanes + j] if j >= start - at else exps[at + j]
-                for j in range(lanes):
-                    exps[at + j] = last_x[j]
+            known = <int> min(start - at, lanes)
+            for j in range(<int> lanes):
+                last_x[j] = last_exps[k * lanes + j] if j >= known else exps[at + j]
+            for j in range(<int> lanes):
+                exps[at + j] = last_x[j]
+
+
+cdef inline void sum_rows(int operation, bint keep, bint plain, const real *x, Py_ssize_t x_step, const real *y,
+                          Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const real *of, real *total,
+                          real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
+    cdef Py_ssize_t r, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
+    for r in range(rows):
+        row_sum(operation, keep, plain, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
+                carry + r * lanes, ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step, ahead,
+                exps + r * exps_step if not keep and exps != NULL else NULL)
 
 
 cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
-    cdef Py_ssize_t r, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
-    cdef bint backward = is_backward(operation)
+    cdef Py_ssize_t r, lanes = lanes_of(x)
+    cdef bint backward = is_backward(operation), plain = not backward and operation != LOGSUMEXP_WEIGHTED
     cdef bint guarded = backward or operation == LOGSUMEXP_WEIGHTED
     cdef real of[REFERENCE * BATCH]
     cdef real tops[BATCH * MOST_LANES]
@@ -736,15 +772,21 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
         for r in range(rows):
             of[TOP * BATCH + r] = tops[r]
     set_references(BATCH, of)
-    for r in range(BATCH * lanes):
+    for r in range(rows * lanes):
         total[r] = 0
         carry[r] = 0
         ties[r] = 0
-        ties_carry[r] = 0
+    if operation == LOGSUMEXP_WEIGHTED:
+        for r in range(rows * lanes):
+            ties_carry[r] = 0
     for r in range(rows):
-        row_sum(operation, keep, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes, carry + r * lanes,
-                ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step, ahead,
-                exps + r * exps_step if not keep and exps != NULL else NULL)
+        plain = plain and of[CENTRE * BATCH + r] == 0
+    if plain:
+        sum_rows(operation, keep, True, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
+                 exps_step)
+    else:
+        sum_rows(operation, keep, False, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
+                 exps_step)
     fold_sum(guarded, total, carry, rows)
     if operation == LOGSUMEXP_WEIGHTED:
         fold_sum(guarded, ties, ties_carry, rows)
@@ -911,7 +953,7 @@ cdef inline void reduce_lanes(int operation, bint keep, bint few, Py_ssize_t wid
     if not is_backward(operation):
         lanes_max(operation, width, x, x_step, y, y_step, classes, of + TOP * width)
         set_references(width, of)
-    lanes_sum(operation, keep, few, width, x, x_step, y, y_step, classes, of, width, 1, total, carry, ties,
+    lanes_sum(operation, keep, few, False, width, x, x_step, y, y_step, classes, of, width, 1, total, carry, ties,
               ties_carry, exps, exps_step, 0, NULL)
     write_state(operation, width, width, of, total, carry, ties, ties_carry, state, first)
 
@@ -989,7 +1031,7 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
     cdef Py_ssize_t b, j
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
-        reduce_width(operation, classes <= VERY_FEW, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
+        reduce_width(operation, classes <= FEW_CLASSES, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
                      first + j, exps + j, exps_step)
 
 
@@ -1156,57 +1198,39 @@ cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ss
             if tile_top != top:
                 set_reference(tile_top, &tile_centre, &tile_shift, &tile_least)
                 scale = <real> (scale * (libm_exp(<double> tile_centre - centre) * exp2(<double> shift - tile_shift)))
-                (<real *> state.peak)[i] = (exp_from(tile_top, tile_centre, tile_shift, tile_least) * exp_unit(&top)) * scale
+                (<real *> state.peak)[i] = (exp_from(False, tile_top, tile_centre, tile_shift, tile_least) * exp_unit(&top)) * scale
             (<real *> state.scale)[i] = scale
 
 
 # ---- few classes: rows are the lanes ---------------------------------------------------------------------------
 
-cdef inline void shuffle_some(const real *x, real *out, Py_ssize_t n, Py_ssize_t quarter) noexcept nogil:
+cdef inline void shuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
+    """Interleaves the four quarters of x; log_4(GROUP) times, this transposes GROUP rows."""
     cdef Py_ssize_t i
-    for i in range(n):
+    for i in range(quarter):
         out[4 * i] = x[i]
         out[4 * i + 1] = x[i + quarter]
         out[4 * i + 2] = x[i + 2 * quarter]
         out[4 * i + 3] = x[i + 3 * quarter]
 
 
-cdef inline void shuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
-    """Interleaves the four quarters of x, each of 16 elements at least; log_4(width) times, this transposes `width` rows.
-    The last 16 are done again if they do not fill whole vectors."""
-    cdef Py_ssize_t last = quarter - 16
-    shuffle_some(x, out, quarter // 16 * 16, quarter)
-    if quarter % 16 > 0:
-        shuffle_some(x + last, out + 4 * last, 16, quarter)
-
-
-cdef inline void unshuffle_some(const real *x, real *out, Py_ssize_t n, Py_ssize_t quarter) noexcept nogil:
+cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(n):
+    for i in range(quarter):
         out[i] = x[4 * i]
         out[i + quarter] = x[4 * i + 1]
         out[i + 2 * quarter] = x[4 * i + 2]
         out[i + 3 * quarter] = x[4 * i + 3]
 
 
-cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
-    cdef Py_ssize_t last = quarter - 16
-    unshuffle_some(x, out, quarter // 16 * 16, quarter)
-    if quarter % 16 > 0:
-        unshuffle_some(x + 4 * last, out + last, 16, quarter)
-
-
 cdef inline void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows,
                                  Py_ssize_t classes, real *lanes, real *scratch) noexcept nogil:
     """lanes[c * width + r] = x[r * x_step + c]; lanes of rows that are not there become 0."""
-    cdef Py_ssize_t r, c, quarter = width // 4 * classes
-    if rows == width and x_step == classes and quarter >= 16:
-        if width == GROUP:
-            shuffle(x, lanes, quarter)
-            shuffle(lanes, scratch, quarter)
-        else:
-            shuffle(x, scratch, quarter)
-        shuffle(scratch, lanes, quarter)
+    cdef Py_ssize_t r, c
+    if rows == GROUP and x_step == classes:
+        shuffle(x, lanes, GROUP // 4 * classes)
+        shuffle(lanes, scratch, GROUP // 4 * classes)
+        shuffle(scratch, lanes, GROUP // 4 * classes)
     else:
         for c in range(width * classes):
             lanes[c] = 0
@@ -1217,21 +1241,18 @@ cdef inline void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_s
 
 cdef inline void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssize_t classes, real *out,
                                  Py_ssize_t out_step, real *scratch) noexcept nogil:
-    cdef Py_ssize_t r, c, quarter = width // 4 * classes
-    if rows == width and out_step == classes and quarter >= 16:
-        unshuffle(lanes, scratch, quarter)
-        if width == GROUP:
-            unshuffle(scratch, lanes, quarter)
-            unshuffle(lanes, out, quarter)
-        else:
-            unshuffle(scratch, out, quarter)
+    cdef Py_ssize_t r, c
+    if rows == GROUP and out_step == classes:
+        unshuffle(lanes, scratch, GROUP // 4 * classes)
+        unshuffle(scratch, lanes, GROUP // 4 * classes)
+        unshuffle(lanes, out, GROUP // 4 * classes)
     else:
         for r in range(rows):
             for c in range(classes):
                 out[r * out_step + c] = lanes[c * width + r]
 
 
-cdef inline void few_group(int operation, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                            Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                            Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                            real *scratch) noexcept nogil:
@@ -1243,11 +1264,11 @@ cdef inline void few_group(int operation, bint few, Py_ssize_t width, const real
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
     if operation != LOGSUMEXP and operation != LOG_SOFTMAX and operation != SOFTMAX:
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    reduce_width(LOGSUMEXP if mixture else operation, few, width, x_lanes, width, y_lanes, width, classes, state, first,
+    reduce_width(LOGSUMEXP if mixture else operation, True, width, x_lanes, width, y_lanes, width, classes, state, first,
                  x_lanes, width)
     finish_block(operation, width, width, state, first, factor)
     if mixture:
-        reduce_width(MIXTURE_COST, few, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
+        reduce_width(MIXTURE_COST, True, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
     if operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
         apply_width(operation, True, width, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
                     width)
@@ -1260,31 +1281,29 @@ cdef inline void ask_for(const real *x, Py_ssize_t n) noexcept nogil:
         prefetch_line(x + i * lanes_of(x))
 
 
-cdef inline void few_groups(int operation, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
-                            Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
-                            const real *factor, real *out, Py_ssize_t out_step, real *scratch) noexcept nogil:
-    cdef Py_ssize_t g, r, ahead = GROUP * classes
-    for g in range((rows + width - 1) // width):
-        r = g * width
-        ask_for(x + r * x_step + ahead, width * classes)
-        if y != x:
-            ask_for(y + r * y_step + ahead, width * classes)
-        if out != NULL and out != x:
-            ask_for(out + r * out_step + ahead, width * classes)
-        few_group(operation, few, width, x + r * x_step, x_step, y + r * y_step, y_step, min(rows - r, width), classes,
-                  state, r, factor + r if factor != NULL else NULL, out + r * out_step, out_step, scratch)
-
-
 cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
                    real *scratch) noexcept nogil:
-    cylsm_require(classes * <Py_ssize_t> sizeof(real) <= FEW_BYTES)
-    if classes <= VERY_FEW and rows > MOST_LANES:
-        few_groups(operation, True, GROUP, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
-    elif classes <= VERY_FEW:
-        few_groups(operation, True, MOST_LANES, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
-    else:
-        few_groups(operation, False, MOST_LANES, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    cdef Py_ssize_t g, r, n, ahead = GROUP * classes
+    cdef const real *factor_here
+    cylsm_require(classes * <Py_ssize_t> sizeof(real) < FEW_BYTES)
+    for g in range((rows + GROUP - 1) // GROUP):
+        r = g * GROUP
+        n = min(rows - r, <Py_ssize_t> GROUP)
+        factor_here = factor
+        if factor != NULL:
+            factor_here = factor + r
+        ask_for(x + r * x_step + ahead, ahead)
+        if y != x:
+            ask_for(y + r * y_step + ahead, ahead)
+        if out != NULL and out != x:
+            ask_for(out + r * out_step + ahead, ahead)
+        if n > MOST_LANES:
+            few_group(operation, GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
+                      factor_here, out + r * out_step, out_step, scratch)
+        else:
+            few_group(operation, MOST_LANES, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
+                      factor_here, out + r * out_step, out_step, scratch)
 
 
 include "_elements.pxi"
@@ -1296,7 +1315,7 @@ cdef void exp_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
     cdef real centre, shift, least
     set_reference(<real> 0.0, &centre, &shift, &least)
     for i in range(n):
-        out[i] = exp_from(x[i], centre, shift, least) * exp_unit(x)
+        out[i] = exp_from(False, x[i], centre, shift, least) * exp_unit(x)
 
 
 cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept nogil:
