@@ -229,6 +229,7 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.block.state.log_sum = take(base, &used, entries)
     worker.block.state.log_low = take(base, &used, entries)
     worker.block.state.peak = take(base, &used, entries)
+    worker.block.state.others = take(base, &used, entries)
     worker.block.state.scale = take(base, &used, entries)
     worker.block.state.mass = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
     worker.block.state.mass_carry = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)

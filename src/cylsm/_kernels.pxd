@@ -50,6 +50,7 @@ cdef struct RowState:
     void *log_sum    # log(ties + rest)
     void *log_low    # what its rounding lost
     void *peak       # factor / (ties + rest): what an element equal to top becomes
+    void *others     # factor times the probability of all but one of the ties
     void *scale      # what an exp is multiplied by; for the backward operations the sum
     void *mass
     void *mass_carry

@@ -240,15 +240,22 @@ cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
     return (a - (s - v)) + (b - v)
 
 
-cdef inline real share_of_sum(real factor, real a, real b, real carry, real lift, real lift_low) noexcept nogil:
-    """factor * lift / (a + b + carry), rounded once in float."""
+cdef inline void set_shares(real factor, real ties, real rest, real carry, real lift, real lift_low, real *peak,
+                            real *scale, real *others) noexcept nogil:
+    """factor / sum, that times lift, and factor times the probability of all but one of the ties."""
+    cdef double share
     cdef real s, c
     if real is float:
-        return <float> (<double> factor * (<double> lift + lift_low) / ((<double> a + b) + carry))
+        share = factor / ((<double> ties + rest) + carry)
+        peak[0] = <float> share
+        scale[0] = <float> (share * (<double> lift + lift_low))
+        others[0] = <float> (share * ((<double> ties - 1 + rest) + carry))
     else:
-        s = a + b
-        c = lost_in_sum(a, b, s) + carry
-        return factor * ((lift + (lift_low - c / s)) / s)
+        s = ties + rest
+        c = (lost_in_sum(ties, rest, s) + carry) / s
+        peak[0] = factor * ((1.0 - c) / s)
+        scale[0] = factor * ((lift + (lift_low - c * lift)) / s)
+        others[0] = factor * (((ties - 1) + (rest + carry)) / s)
 
 
 cdef inline real log_of_sum(real a, real b, real carry, real *lost) noexcept nogil:
@@ -421,6 +428,12 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
         if ahead > 0:
             for k in range(4 * width // lanes_of(x)):
                 prefetch_line(x + c * x_step + ahead + k * lanes_of(x))
+                if reads_y(operation):
+                    prefetch_line(y + c * y_step + ahead + k * lanes_of(x))
+                if keep:
+                    prefetch_line(exps + c * exps_step + ahead + k * lanes_of(x))
+                if operation == LOG_SOFTMAX_BACKWARD:
+                    prefetch_line(y + c * y_step + k * lanes_of(x))
         if soon != NULL:
             for k in range(4 * width // lanes_of(x)):
                 prefetch_line(soon + c * x_step + k * lanes_of(x))
@@ -567,6 +580,8 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
     elif operation == SOFTMAX:
         e = x if kept else exp_of_lane(False, x, of, width, j)
         return peak if e == unity else (e * exp_unit(of)) * low
+    elif operation == LOG_SOFTMAX_BACKWARD and kept:
+        return x - exp_from(True, y, <real> 0.0, of[SHIFT * width + j], of[LEAST * width + j]) * of[PEAK * width + j]
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_of_any(y) * low
     elif operation == SOFTMAX_BACKWARD:
@@ -605,8 +620,7 @@ cdef inline void read_state(int operation, Py_ssize_t width, const RowState *sta
         for j in range(width):
             of[MASS_CARRY * width + j] = (<const real *> state.mass_carry)[first + j]
         for j in range(width):
-            of[OTHERS * width + j] = (((<const real *> state.ties)[first + j] - 1 + (<const real *> state.rest)[first + j])
-                                      * of[PEAK * width + j])
+            of[OTHERS * width + j] = (<const real *> state.others)[first + j]
         for j in range(width):
             of[FACTOR * width + j] = factor[j]
 
@@ -839,7 +853,7 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
             reduce_batch(SOFTMAX, True, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
                          exps + r * exps_step, exps_step)
         elif operation == LOG_SOFTMAX_BACKWARD:
-            reduce_batch(LOG_SOFTMAX_BACKWARD, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r, exps + r * exps_step, exps_step)
+            reduce_batch(LOG_SOFTMAX_BACKWARD, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, first + r, exps + r * exps_step, exps_step)
         elif operation == SOFTMAX_BACKWARD:
             reduce_batch(SOFTMAX_BACKWARD, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
                          first + r, exps + r * exps_step, exps_step)
@@ -898,18 +912,40 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
         memcpy(out + classes - lanes, last, 64)
 
 
+cdef inline void prepare_backward(const real *y, Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, real *of,
+                                  bint *ordinary) noexcept nogil:
+    """Which rows of log-probabilities exp_from can take: none far above 0, and a sum that bears exp_from's unit."""
+    cdef Py_ssize_t r
+    cdef real most = <real> 60.0 if real is float else <real> 600.0, centre, low
+    cdef real tops[BATCH * MOST_LANES]
+    for r in range(rows):
+        row_max(LOG_SOFTMAX_BACKWARD, y + r * y_step, y, classes, tops + r * lanes_of(y))
+    fold_max(tops, rows)
+    for r in range(rows):
+        low = of[LOW * BATCH + r]
+        ordinary[r] = tops[r] < most and (low == 0 or 1e-18 < fabs(low) < 1e9)
+        set_reference(<real> 0.0, &centre, &of[SHIFT * BATCH + r], &of[LEAST * BATCH + r])
+        of[PEAK * BATCH + r] = low * exp_unit(y)
+
+
 cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y,
                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                             bint stream) noexcept nogil:
-    cdef Py_ssize_t b, r, n
+    cdef Py_ssize_t b, r, i, n
+    cdef bint ordinary[BATCH]
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
-        read_state(operation, BATCH, state, first + b * BATCH, factor + b * BATCH, of)
+        read_state(operation, BATCH, state, first + b * BATCH, factor + b * BATCH if operation == MIXTURE else factor, of)
+        if operation == LOG_SOFTMAX_BACKWARD:
+            prepare_backward(y + b * BATCH * y_step, y_step, n, classes, of, ordinary)
         for r in range(n):
-            apply_row(operation, kept, x + (b * BATCH + r) * x_step, y + (b * BATCH + r) * y_step, classes, of + r,
-                      out + (b * BATCH + r) * out_step, stream)
+            i = b * BATCH + r
+            if operation == LOG_SOFTMAX_BACKWARD and ordinary[r]:
+                apply_row(operation, True, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step, stream)
+            else:
+                apply_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step, stream)
 
 
 cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1129,6 +1165,7 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
     cdef real scale[GROUP]
     cdef real peak[GROUP]
     cdef real factors[GROUP]
+    cdef real others[GROUP]
     cdef real lift, low
     cdef double magnitude, sign
     for j in range(n):
@@ -1166,10 +1203,11 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
     set_references(width, of)
     for j in range(n):
         lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &low)
-        peak[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j], <real> 1.0, <real> 0.0)
-        scale[j] = share_of_sum(factors[j], ties[j], rest[j], carry[j], lift, low)
+        set_shares(factors[j], ties[j], rest[j], carry[j], lift, low, &peak[j], &scale[j], &others[j])
     for j in range(n):
         (<real *> state.peak)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else peak[j]
+    for j in range(n):
+        (<real *> state.others)[first + j] = others[j]
     for j in range(n):
         (<real *> state.scale)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
 
@@ -1261,15 +1299,19 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *y_lanes = scratch + SCRATCH
     cdef real *other = scratch + 2 * SCRATCH
     cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
+    # Where a row fills a vector, the way back is shorter than the lanes'.
+    cdef bint by_rows = classes >= SHORTEST_ROW and (operation == LOG_SOFTMAX or is_backward(operation))
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
-    if operation != LOGSUMEXP and operation != LOG_SOFTMAX and operation != SOFTMAX:
+    if reads_y(operation) or mixture or (operation == LOG_SOFTMAX_BACKWARD and not by_rows):
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
     reduce_width(LOGSUMEXP if mixture else operation, True, width, x_lanes, width, y_lanes, width, classes, state, first,
                  x_lanes, width)
     finish_block(operation, width, width, state, first, factor)
     if mixture:
         reduce_width(MIXTURE_COST, True, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
-    if operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
+    if by_rows:
+        apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False)
+    elif operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
         apply_width(operation, True, width, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
                     width)
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)

@@ -267,6 +267,7 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
                 labels)
     for r in range(block.rows):
         labels[r] = usable(labels[r], ignores, ignore_index, classes)
+    for r in range(block.rows):
         weights[r] = <real> (labels[r] != IGNORED)
     if loss.weight.data != NULL:
         for r in range(block.rows):
@@ -385,54 +386,45 @@ cdef void put_target(Task *task, char *p, real gap, real others, real peak, real
     put_one(task, p, -others if gap == 0 else here - factor)
 
 
-cdef void clear_row(Task *task, char *p, Py_ssize_t classes, real zero) noexcept nogil:
+cdef void clear_row(Task *task, char *p, Py_ssize_t classes, real type_only) noexcept nogil:
     cdef Py_ssize_t c
     for c in range(classes):
-        put_one(task, p + c * task.out.class_stride, zero)
+        put_one(task, p + c * task.out.class_stride, <real> 0)
 
 
-cdef inline real other_classes(real factor, real ties, real rest, real carry) noexcept nogil:
-    """factor times the probability of all classes but one of those that equal the largest."""
-    cdef double exact
-    cdef real numerator
-    if real is float:
-        exact = (<double> rest + carry) + (ties - 1)
-        return <real> (factor * (exact / (exact + 1)))
-    else:
-        numerator = (ties - 1) + (rest + carry)
-        return factor * (numerator / (numerator + 1))
+cdef inline void put_targets(Task *task, Block *block, const real *picked, const real *factor) noexcept nogil:
+    """The targets' own gradients: factor * (p - 1), as minus the others' where p is the largest."""
+    cdef const real *top = <const real *> block.state.top + block.merged
+    cdef const real *others = <const real *> block.state.others + block.merged
+    cdef const real *peak = <const real *> block.state.peak + block.merged
+    cdef const int64_t *labels = labels_of(block)
+    cdef char *out = row_of(task, &task.out, block)
+    cdef char *p
+    cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
+    cdef bint native = task.out.native
+    for r in range(block.rows):
+        p = out + r * stride
+        if labels[r] == IGNORED:
+            clear_row(task, p, task.classes, picked[0])
+            continue
+        p += labels[r] * class_stride
+        if native:
+            (<real *> p)[0] = -others[r] if picked[r] == top[r] else (<real *> p)[0] - factor[r]
+        else:
+            put_target(task, p, picked[r] - top[r], others[r], peak[r], factor[r])
 
 
 cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept nogil:
-    """Losses of plain labels, and the target's own gradient: factor * (p - 1), as minus the others' where p is near 1."""
+    """Losses of plain labels, and the targets' own gradients."""
     cdef const real *top = <const real *> block.state.top + block.merged
-    cdef const real *ties = <const real *> block.state.ties + block.merged
-    cdef const real *rest = <const real *> block.state.rest + block.merged
-    cdef const real *carry = <const real *> block.state.carry + block.merged
     cdef const real *log_sum = <const real *> block.state.log_sum + block.merged
-    cdef const real *peak = <const real *> block.state.peak + block.merged
-    cdef int64_t *labels = labels_of(block)
+    cdef const int64_t *labels = labels_of(block)
     cdef real *picked = picked_of(block, factor)
     cdef real *weights = weights_of(block, factor)
-    cdef real others[MOST_ROWS]
     cdef real nll
-    cdef char *out
-    cdef char *p
-    cdef Py_ssize_t stride, class_stride = task.out.class_stride, r
+    cdef Py_ssize_t r
     if task.out.data != NULL:
-        out = row_of(task, &task.out, block)
-        stride = task.out.row_strides[task.ndim - 1]
-        for r in range(block.rows):
-            others[r] = other_classes(factor[r], ties[r], rest[r], carry[r])
-        for r in range(block.rows):
-            p = out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride
-            if task.out.native:
-                (<real *> p)[0] = -others[r] if picked[r] == top[r] else (<real *> p)[0] - factor[r]
-            else:
-                put_target(task, p, picked[r] - top[r], others[r], peak[r], factor[r])
-        for r in range(block.rows):
-            if labels[r] == IGNORED:
-                clear_row(task, out + r * stride, task.classes, <real> 0)
+        put_targets(task, block, picked, factor)
     for r in range(block.rows):
         nll = (top[r] - picked[r]) + log_sum[r]
         nll = 0 if weights[r] == 0 and nll == <real> INFINITY else weights[r] * nll
