@@ -9,7 +9,7 @@ import cylsm
 from cylsm import _driver
 
 CONFIG = cylsm.show_config(mode="dicts")
-# Seconds in a plain run; `pytest --hypothesis-profile=thorough` for minutes.
+# Seconds in a plain run; `pytest --hypothesis-profile=thorough` for minutes, of the tests that ask for `thorough` too.
 for profile, examples in (("plain", 120), ("thorough", 5000)):
     settings.register_profile(
         profile,
@@ -47,6 +47,12 @@ def isa(request):
     _driver._use_isa(request.param)
     yield request.param
     _driver._use_isa(CONFIG["isa"])
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig):
+    """Whether the long forms of tests were asked for."""
+    return pytestconfig.getoption("--hypothesis-profile") == "thorough"
 
 
 @pytest.fixture
