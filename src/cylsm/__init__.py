@@ -1,5 +1,8 @@
 """Log-sum-exp, log-softmax, softmax, their gradients, NLL and fused cross-entropy for NumPy arrays on the CPU."""
 
+from cylsm import _interpreter  # noqa: F401
+
+# isort: split
 from cylsm._config import __version__, show_config
 from cylsm._functions import (
     log_softmax,

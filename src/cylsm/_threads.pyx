@@ -46,14 +46,14 @@ cdef enum:
 
 cdef int chosen = 0     # set_num_threads; 0: no limit
 cdef int granted        # by the control group's quota, and all the processors where affinity is unknown
+cdef int pretended = 0  # _pretend_processors
 
 
 def cgroup_processors():
     """Processors that this process's control group may use, rounded up; None where there is no quota."""
     quotas = []
     try:
-        with open("/proc/self/cgroup") as file:
-            paths = [line.strip().split(":", 2)[2] for line in file]
+        paths = [line.split(":", 2)[2] for line in open_text("/proc/self/cgroup").splitlines()]
     except (OSError, IndexError):
         paths = []
     for path in {"/", *paths}:
@@ -85,14 +85,20 @@ cdef int most_threads() noexcept nogil:
     cdef int n, processors
     if cylsm_forked:
         return 1
-    n = min(omp_get_max_threads(), granted)
+    n = pretended if pretended > 0 else min(omp_get_max_threads(), granted)
     if chosen > 0:
         n = min(n, chosen)
-    if n > 1:
+    if n > 1 and pretended == 0:
         processors = cylsm_processors()
         if processors > 0:
             n = min(n, processors)
     return max(n, 1)
+
+
+def _pretend_processors(n):
+    """Let calls use up to n threads, however few processors there are, or (0) as many as there are; for tests only."""
+    global pretended
+    pretended = n if CYLSM_OPENMP else 0
 
 
 cdef int threads_for(Py_ssize_t work) noexcept nogil:
