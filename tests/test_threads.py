@@ -1,12 +1,9 @@
-"""The same bits for any number of threads, place and batch; how many threads there are; forks, signals, other runtimes."""
+"""The same bits for any number of threads, place and batch; how many threads there are."""
 
 import functools
 import os
-import signal
-import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import accuracy
@@ -14,6 +11,7 @@ import cases
 import numpy as np
 import pytest
 import reference
+from programs import run
 
 import cylsm
 from cylsm import _threads
@@ -40,7 +38,6 @@ each_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float6
 on_each_isa = pytest.mark.usefixtures("isa")
 openmp = pytest.mark.skipif(not CONFIG["openmp"], reason="built without OpenMP")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @pytest.fixture
@@ -184,6 +181,39 @@ def test_concurrent_callers(seed):
                 accuracy.assert_same_bits(found, wanted)
 
 
+@on_each_isa
+@openmp
+@pytest.mark.usefixtures("eight_processors")
+@pytest.mark.parametrize("function", [*accuracy.LOSSES, *accuracy.LOSSES_WITH_GRAD])
+@pytest.mark.parametrize(("shape", "axis"), [((60_000, 2), 1), ((1500, 128), 1), ((128, 1500), 0), ((40, 5003), 1)])
+def test_labels_that_change_during_the_call(function, shape, axis, rng):
+    """Another thread may spoil the result, but no label is used that is no class."""
+    scores = rng.normal(size=shape).astype(np.float32)
+    target = np.zeros(shape[1 - axis], np.int64)
+    wild = rng.integers(-(2**62), 2**62, size=target.shape)
+    done = threading.Event()
+
+    def change():
+        while not done.is_set():
+            target[...] = wild
+            target[...] = 1
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    outcomes = set()
+    try:
+        for _ in range(15):
+            try:
+                getattr(cylsm, function)(scores, target, axis)
+                outcomes.add("a result")
+            except IndexError:
+                outcomes.add("a label out of range")
+    finally:
+        done.set()
+        changing.join()
+    assert outcomes
+
+
 # How many
 
 
@@ -217,19 +247,6 @@ def test_threads_need_openmp():
     assert CONFIG["openmp"] or cylsm.get_num_threads() == 1
 
 
-def run(program, **environment):
-    """What a new interpreter prints."""
-    finished = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout.split()
-
-
 HOW_MANY = "import cylsm; print(cylsm.get_num_threads())"
 
 
@@ -246,6 +263,70 @@ def test_affinity_limits_threads():
     assert run("import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); " + HOW_MANY) == ["1"]
 
 
+@linux
+def test_affinity_is_read_at_each_call():
+    program = """
+import os
+import cylsm
+everywhere = os.sched_getaffinity(0)
+before = cylsm.get_num_threads()
+os.sched_setaffinity(0, [min(everywhere)])
+print(cylsm.get_num_threads() == 1)
+os.sched_setaffinity(0, everywhere)
+print(cylsm.get_num_threads() == before)
+"""
+    assert run(program) == ["True", "True"]
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({}, None),
+        ({"/proc/self/cgroup": "0::/\n"}, None),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup//cpu.max": "max 100000\n"}, None),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup//cpu.max": "200000 100000\n"}, 2),
+        ({"/proc/self/cgroup": "0::/a/b\n", "/sys/fs/cgroup/a/b/cpu.max": "250000 100000"}, 3),
+        ({"/proc/self/cgroup": "0::/a/b\n", "/sys/fs/cgroup/a/cpu.max": "50000 100000"}, 1),
+        (
+            {
+                "/proc/self/cgroup": "0::/a/b\n",
+                "/sys/fs/cgroup/a/b/cpu.max": "700000 100000",
+                "/sys/fs/cgroup/a/cpu.max": "400000 100000",
+            },
+            4,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "2:cpuacct:/a\n1:cpu:/a\n",
+                "/sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "300000\n",
+                "/sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "1:cpu:/\n",
+                "/sys/fs/cgroup/cpu//cpu.cfs_quota_us": "-1\n",
+                "/sys/fs/cgroup/cpu//cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+        ({"/proc/self/cgroup": "0::/../../x\n", "/sys/fs/cgroup/x/cpu.max": "100000 100000"}, 1),
+        ({"/proc/self/cgroup": "nonsense\n", "/sys/fs/cgroup//cpu.max": "more nonsense"}, None),
+    ],
+)
+def test_quota_of_the_control_group(files, processors, monkeypatch):
+    """The smallest one from the process's own group up to the root, rounded up; of either version."""
+
+    def read(name):
+        if name not in files:
+            raise FileNotFoundError(name)
+        return files[name]
+
+    monkeypatch.setattr(_threads, "open_text", read)
+    assert _threads.cgroup_processors() == processors
+
+
 def test_threadpoolctl_limits_threads():
     threadpoolctl = pytest.importorskip("threadpoolctl")
     before = cylsm.get_num_threads()
@@ -254,60 +335,31 @@ def test_threadpoolctl_limits_threads():
     assert cylsm.get_num_threads() == before
 
 
-# Forks
-
-AFTER_A_FORK = """
-import os, signal
+RUN_AFTER_RUN = """
+import hashlib
 import numpy as np
 import cylsm
+from cylsm import _threads
 
-x = np.random.default_rng(1).normal(size=(2000, 700)).astype(np.float32)
-wanted = cylsm.log_softmax(x)
-child = os.fork()
-if child == 0:
-    signal.alarm(60)  # whatever hangs, Python's own handlers included
-    same = np.array_equal(cylsm.log_softmax(x), wanted)
-    threads = cylsm.get_num_threads()
-    config = cylsm.show_config(mode="dicts")["num_threads"]
-    cylsm.set_num_threads(4)
-    again = cylsm.get_num_threads()
-    grandchild = os.fork()
-    if grandchild == 0:
-        signal.alarm(30)
-        os._exit(not np.array_equal(cylsm.log_softmax(x), wanted))
-    below = os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1])
-    os._exit(0 if same and threads == config == again == 1 and below == 0 else 3)
-status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-print(status, np.array_equal(cylsm.log_softmax(x), wanted))
+_threads._pretend_processors(%d)
+digest = hashlib.sha256()
+for dtype in (np.float16, np.float32, np.float64):
+    rng = np.random.default_rng(7)
+    for shape, axis in (((9000, 10), 1), ((1500, 128), 1), ((3, 100_003), 1), ((128, 1500), 0), ((20, 5003), 1)):
+        x = (rng.normal(size=shape) * 5).astype(dtype)
+        labels = rng.integers(shape[axis], size=shape[1 - axis])
+        digest.update(cylsm.logsumexp(x, axis).tobytes())
+        digest.update(cylsm.softmax(x, axis).tobytes())
+        for result in cylsm.cross_entropy_with_grad(x, labels, axis, label_smoothing=0.1):
+            digest.update(result.tobytes())
+        digest.update(cylsm.cross_entropy(x, labels, axis).tobytes())
+print(digest.hexdigest())
 """
 
 
-@forks
-def test_fork_after_use():
-    """A child runs serially, and its parent goes on as before."""
-    assert run(AFTER_A_FORK) == ["0", "True"]
-
-
-IN_A_POOL = """
-import multiprocessing
-import numpy as np
-import cylsm
-
-def row_sums(x):
-    return cylsm.logsumexp(x)
-
-if __name__ == "__main__":
-    x = np.ones((1000, 500), np.float32)
-    wanted = cylsm.logsumexp(x)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        results = pool.map_async(row_sums, [x] * 4).get(timeout=60)
-    print(all(np.array_equal(result, wanted) for result in results))
-"""
-
-
-@forks
-def test_multiprocessing_by_fork():
-    assert run(IN_A_POOL) == ["True"]
+def test_run_after_run_changes_no_bit():
+    """In another process everything lies elsewhere in memory."""
+    assert len({run(RUN_AFTER_RUN % threads)[0] for threads in (0, 0, 1, 5, 8)}) == 1
 
 
 # Instruction sets
