@@ -209,8 +209,9 @@ def extension(name):
         undef_macros=["NDEBUG"] if SANITIZERS else [],
         depends=sorted(glob("src/cylsm/*.h")),
     )
-    if name.startswith("_kernels_"):
-        # One body serves every operation and width: it must be inlined where these are constants.
+    if name.startswith("_kernels_") and not SANITIZERS:
+        # One body serves every operation and width: it must be inlined where these are constants. Instrumented, that
+        # would take minutes to compile.
         ext.define_macros.append(("CYTHON_INLINE", ALWAYS_INLINE))
     if name in USE_NUMPY:
         ext.include_dirs.append(numpy.get_include())
