@@ -122,12 +122,12 @@ cdef tuple all_axes(object axis, int ndim, str name):
         if len(set(axes)) < len(axes):
             raise ValueError(f"axis must not be repeated, but is {axis!r}")
         return tuple(axes)
-    if ndim == 0 and isinstance(axis, int) and axis in (0, -1):
-        return ()
     try:
-        return (one_axis(axis, ndim, name),)
+        # One number is one row of one element.
+        one = one_axis(axis, max(ndim, 1), name)
     except TypeError:
         raise TypeError(f"axis must be an integer, a tuple of integers or None, not {axis!r}") from None
+    return (one,) if ndim > 0 else ()
 
 
 cdef object shape_of(ndarray a):
