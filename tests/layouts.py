@@ -4,7 +4,7 @@ import numpy as np
 
 
 def fortran(x):
-    return np.asfortranarray(x)
+    return x.copy("F")
 
 
 def transposed(x):
@@ -29,8 +29,8 @@ def with_gaps(x):
 
 
 def reversed_axes(x):
-    backwards = (slice(None, None, -1),) * x.ndim
-    return np.ascontiguousarray(x[backwards])[backwards]
+    backwards = (..., *(slice(None, None, -1),) * x.ndim)
+    return x[backwards].copy()[backwards]
 
 
 def backwards_and_spaced(x):
