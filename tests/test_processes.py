@@ -298,3 +298,55 @@ def test_no_memory(isa):
     share, unchanged = run(WITHOUT_MEMORY.format(tests=os.path.dirname(__file__)), CYLSM_ISA=isa)
     assert float(share) > 0.5
     assert unchanged == "True"
+
+
+NOTHING_LEFT_BEHIND = """
+import contextlib, ctypes, gc, sys
+sys.path.insert(0, {tests!r})
+import accuracy, cases, test_errors
+import numpy as np
+import cylsm
+
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", Mallinfo)  # since glibc 2.33
+mallinfo2.restype = Mallinfo
+rng = np.random.default_rng(3)
+calls = []
+for function in accuracy.FUNCTIONS:
+    for shape, axis in (((70, 7), -1), ((5, 300), 1), ((300, 20), 0), ((2, 9000), 1)):
+        made = cases.arguments(function, rng.normal(size=shape).astype(np.float32), rng, axis)
+        calls.append((getattr(cylsm, function), made))
+        calls.append((getattr(cylsm, function), made | {{"axis": 7}}))
+        for name in made:
+            calls.append((getattr(cylsm, function), made | {{name: object()}}))
+        if "target" in made:
+            calls.append((getattr(cylsm, function), made | {{"target": made["target"] + 10**6}}))
+            calls.append((getattr(cylsm, function), made | {{"weight": np.ones(shape[axis])}}))
+        elif function != "logsumexp":
+            calls.append((getattr(cylsm, function), made | {{"out": np.zeros(shape, np.float32)[::-1]}}))
+
+def held():
+    for call, made in calls:
+        with contextlib.suppress(TypeError, ValueError, IndexError):
+            call(**made)
+    gc.collect()
+    memory = mallinfo2()
+    return sys.getallocatedblocks(), memory.uordblks + memory.hblkhd
+
+counts = np.zeros((25, 2), np.int64)
+for row in counts:
+    row[...] = held()
+print(*(counts[-1] - counts[4]))
+"""
+
+
+@linux
+@not_sanitized
+def test_nothing_is_left_behind():
+    """Neither Python's objects nor the C library's memory grow with the number of calls, failed ones included."""
+    blocks, size = map(int, run(NOTHING_LEFT_BEHIND.format(tests=os.path.dirname(__file__)), OMP_NUM_THREADS="1"))
+    assert blocks < 20
+    assert size < 20 * 32
