@@ -10,7 +10,7 @@ from programs import run
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-# A sanitizer's own allocator and shadow memory have no limit.
+# It replaces the allocators that these tests limit, count or switch.
 not_sanitized = pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="not with AddressSanitizer's allocator")
 
 # Forks
@@ -210,6 +210,7 @@ print("right")
 """
 
 
+@not_sanitized
 def test_python_checks_its_memory():
     """PYTHONMALLOC=debug puts guard bytes around what Python allocates and overwrites what it frees."""
     program = EVERY_FUNCTION.format(tests=os.path.dirname(__file__))
