@@ -1,6 +1,8 @@
 """What is installed, and what the README promises about it."""
 
 import doctest
+import inspect
+import pydoc
 import re
 from importlib import metadata, resources
 from pathlib import Path
@@ -40,6 +42,18 @@ def test_data_come_with_their_licence():
     names = {entry.name for entry in resources.files("cylsm._cli").iterdir()}
     assert {"digits.npz", "digits.txt"} <= names
     assert "CC BY 4.0" in (resources.files("cylsm._cli") / "digits.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(set(cylsm.__all__) - {"__version__"}))
+def test_help_shows_signature_and_docstring(name):
+    """Of a compiled function too, for which pydoc has to be told the signature."""
+    function = getattr(cylsm, name)
+    shown = pydoc.render_doc(function, renderer=pydoc.plaintext)
+    # From Python 3.13 on, a long signature is broken into lines.
+    assert "".join(f"{name}{inspect.signature(function)}".split()) in "".join(shown.split())
+    lines = [line.strip() for line in shown.splitlines()]
+    missing = [line for line in inspect.getdoc(function).splitlines() if line.strip() not in lines]
+    assert missing == []
 
 
 @pytest.mark.parametrize("command", ["pip install . && python -m cylsm", 'pip install ".[test]" && python -m pytest'])
