@@ -18,6 +18,8 @@ def belongs(value, expected):
     if expected is Any:
         return True
     kind, parameters = get_origin(expected) or expected, get_args(expected)
+    if hasattr(kind, "__value__"):  # from NumPy 2.5 on, NDArray is declared by a `type` statement
+        return belongs(value, kind.__value__[parameters])
     if kind is tuple:
         return len(value) == len(parameters) and all(map(belongs, value, parameters))
     if kind is np.ndarray:
