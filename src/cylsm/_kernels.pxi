@@ -344,12 +344,6 @@ cdef inline real term_of(int operation, real x, real y, real top, real e) noexce
         return <real> 0.0 if x == top else e
 
 
-cdef inline real lost_in_term(real x, real y, real top, real e) noexcept nogil:
-    """What the rounding of a weighted term lost, in float."""
-    cdef double exact = <double> e * y
-    return <real> (exact - <real> exact) if x != top and fabs(exact) < INFINITY else <real> 0.0
-
-
 cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
     """From the tops."""
     cdef Py_ssize_t j
@@ -359,6 +353,18 @@ cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
 
 cdef inline real exp_of_lane(bint plain, real x, const real *of, Py_ssize_t step, Py_ssize_t i) noexcept nogil:
     return exp_from(plain, x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
+
+
+cdef inline real lost_in_product(real x, real y) noexcept nogil:
+    """What the rounding of x * y lost, in float."""
+    cdef double exact = <double> x * y
+    cdef real lost = <real> (exact - <real> exact)
+    return lost if lost - lost == 0 else <real> 0.0
+
+
+cdef inline real lost_in_term(real x, real y, real top, real e) noexcept nogil:
+    """What the rounding of a weighted term lost, in float."""
+    return <real> 0.0 if x == top else lost_in_product(e, y)
 
 
 cdef inline void add_weighted(real x, real w, real top, real e, real *ties, real *ties_carry, real *total,
@@ -474,6 +480,9 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
                     tied = tied + 1 if v1 == top else tied
                     tied = tied + 1 if v2 == top else tied
                     tied = tied + 1 if v3 == top else tied
+                if operation == SOFTMAX_BACKWARD and real is float:
+                    lost += ((lost_in_product(v0, w0) + lost_in_product(v1, w1))
+                             + (lost_in_product(v2, w2) + lost_in_product(v3, w3)))
                 e0 = term_of(operation, v0, w0, top, e0)
                 e1 = term_of(operation, v1, w1, top, e1)
                 e2 = term_of(operation, v2, w2, top, e2)
@@ -515,6 +524,8 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
             else:
                 if not backward:
                     tied = tied + 1 if v0 == top else tied
+                if operation == SOFTMAX_BACKWARD and real is float:
+                    lost += lost_in_product(v0, w0)
                 add_term(backward, term_of(operation, v0, w0, top, e0), &sum_here, &lost)
             total[j] = sum_here
             carry[j] = lost
