@@ -43,7 +43,7 @@ cdef enum:
     STRIP_BYTES = 262144            # of a STRIP block: it is read again from L2
     MOST_LANES = 512
     LEAST_LANES = 16
-    KEPT_BYTES = 524288             # longest row whose exps wait in scratch for streaming
+    KEPT_BYTES = 524288             # longest row that is expected to wait in L2 from its reduction to its writing
     STREAM_BYTES = 268435456        # smallest output that is streamed around the caches
 
 cdef enum Regime:
@@ -75,6 +75,7 @@ cdef struct Plan:
     bint stream
     bint keep_apart                 # exps are kept in scratch, not in out
     bint kept                       # exps are kept at all
+    bint ask_early                  # out is asked for while x is reduced
     int threads
     Worker *workers                 # one a thread
     Block *shared                   # the block whose tiles are being shared
@@ -196,6 +197,8 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place
                    and task.rows * task.classes * plan.size >= STREAM_BYTES)
     plan.kept = plan.regime != FEW and task.operation == SOFTMAX and (plan.out_direct or plan.tiles == 1)
+    plan.ask_early = (plan.regime == ROWS and plan.out_direct and not plan.stream
+                      and task.classes * plan.size <= KEPT_BYTES)
     plan.keep_apart = False
     if plan.kept and plan.stream:
         plan.keep_apart = task.classes * plan.size <= KEPT_BYTES
@@ -322,7 +325,7 @@ cdef void reduce_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t
         y = y_of(plan, worker, block, t, &y_step)
     if operation == SOFTMAX:
         exps = exps_of(plan, worker, block, t, &exps_step)
-    elif plan.regime == ROWS and plan.out_direct and not plan.stream and operation != MIXTURE_COST:
+    elif plan.ask_early and operation != MIXTURE_COST:
         exps = out_of(plan, block, t, &exps_step)
     if plan.regime == STRIP:
         plan.kernels.reduce_strip(operation, x, x_step, y, y_step, block.rows, tile_length(plan, t), &block.state,

@@ -12,7 +12,7 @@
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
     FEW_BYTES = 256       # shorter rows are transposed in groups, so that the lanes of a vector are rows
-    TILE_BYTES = 16384    # a longer row is cut into tiles of this size; a third of the smallest L1 in use
+    TILE_BYTES = 65536    # a longer row is cut into tiles of this size, so that it is read again from L2
     GROUP = 64            # rows that few_rows transposes together; a power of 4
     SCRATCH = 64 * 64     # reals in one of the arrays that few_rows transposes through
 

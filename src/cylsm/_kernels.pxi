@@ -438,11 +438,11 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
                     prefetch_line(y + c * y_step + ahead + k * lanes_of(x))
                 if keep:
                     prefetch_line(exps + c * exps_step + ahead + k * lanes_of(x))
-                if operation == LOG_SOFTMAX_BACKWARD:
-                    prefetch_line(y + c * y_step + k * lanes_of(x))
         if soon != NULL:
             for k in range(4 * width // lanes_of(x)):
                 prefetch_line(soon + c * x_step + k * lanes_of(x))
+                if operation == LOG_SOFTMAX_BACKWARD:
+                    prefetch_line(y + c * y_step + k * lanes_of(x))
         for j in range(width):
             i = j * of_lane
             sum_here = total[j]
@@ -1225,11 +1225,17 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
 
 cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
                  const real *factor) noexcept nogil:
-    cdef Py_ssize_t b, j
+    cdef Py_ssize_t b, j, n
+    cdef const real *factor_here = factor
     for b in range((rows + GROUP - 1) // GROUP):
         j = b * GROUP
-        finish_block(operation, GROUP, min(rows - j, <Py_ssize_t> GROUP), state, first + j,
-                     factor + j if factor != NULL else NULL)
+        n = min(rows - j, <Py_ssize_t> GROUP)
+        if factor != NULL:
+            factor_here = factor + j
+        if n > MOST_LANES:
+            finish_block(operation, GROUP, n, state, first + j, factor_here)
+        else:
+            finish_block(operation, MOST_LANES, n, state, first + j, factor_here)
 
 
 cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ssize_t tiles,
