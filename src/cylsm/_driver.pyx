@@ -40,9 +40,10 @@ cdef enum:
     FEW_ROWS = 256                  # rows of a FEW block: its state stays in L1
     ROW_BLOCK_BYTES = 65536         # of a ROWS block: between L1 and L2
     MOST_BLOCK_ROWS = 32
-    STRIP_BYTES = 262144            # of a STRIP block: it is read again from L2
+    STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block: 256 KB of all its lanes, read again from L2
     MOST_LANES = 512
-    LEAST_LANES = 16
+    LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes
+    LEAST_LANES = 64
     KEPT_BYTES = 524288             # longest row that is expected to wait in L2 from its reduction to its writing
     STREAM_BYTES = 268435456        # smallest output that is streamed around the caches
 
@@ -158,7 +159,7 @@ cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
 cdef Regime regime_of(const Task *task) noexcept nogil:
     """By the row's length and class stride alone. A small stride is gathered: its lines are shared by the row's own."""
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
-    if stride >= LEAST_LANES * task.x.item_bytes and task.classes > 1:
+    if stride >= LEAST_STRIDE * task.x.item_bytes and task.classes > 1:
         return STRIP
     return FEW if task.classes * (8 if task.wide else 4) < FEW_BYTES else ROWS
 
@@ -173,9 +174,10 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
+    plan.threads = threads_for(task.rows * task.classes)
     plan.regime = regime_of(task)
     # The last tile has SHORTEST_ROW classes at least.
-    plan.tile = TILE_BYTES // plan.size
+    plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
     plan.tiles = max(<Py_ssize_t> 1, (task.classes - SHORTEST_ROW) // plan.tile + 1)
     if plan.tiles == 1:
         plan.tile = task.classes
@@ -185,8 +187,9 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     elif plan.regime == ROWS:
         plan.block_rows = 1 if plan.tiles > 1 else clamp(ROW_BLOCK_BYTES // row_bytes, 1, MOST_BLOCK_ROWS)
     else:
-        plan.block_rows = clamp(STRIP_BYTES // row_bytes // LEAST_LANES * LEAST_LANES, LEAST_LANES, MOST_LANES)
-        while plan.block_rows > 4 * LEAST_LANES and task.rows < 16 * plan.block_rows:
+        # Long runs of lanes: a page is read for more than a line or two.
+        plan.block_rows = MOST_LANES
+        while plan.block_rows > LEAST_LANES and task.rows < plan.threads * plan.block_rows:
             plan.block_rows = plan.block_rows // 2
     plan.block_rows = min(plan.block_rows, across)
     plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows
@@ -477,7 +480,6 @@ cdef int run(Task *task) except -1:
     make_plan(&plan, task)
     if plan.blocks == 0:
         return 0
-    plan.threads = threads_for(task.rows * task.classes)
     by_tiles = plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
     if not by_tiles:
         plan.threads = <int> min(<Py_ssize_t> plan.threads, task.parts)

@@ -121,21 +121,21 @@ cdef inline real exp_series(real r) noexcept nogil:
         return p * r + 0.5000000000000011
 
 
-cdef inline real reduced(real x, real n) noexcept nogil:
-    """x - n ln 2. With FMA one rounding; without, ln 2 is in two parts, of which the first has so few digits that n times
-    it is exact."""
+cdef inline real reduced(bint brief, real x, real n) noexcept nogil:
+    """x - n ln 2. Of the two parts of ln 2 the first has so few digits that n times it is exact. `brief`, one part will
+    do where there is FMA, in float: it is off by 2e-9, which the limits of accuracy, growing with n, allow in a sum."""
     if real is float and CYLSM_FMA:
-        # ln 2 is off by 2e-9 here: less than the limits of accuracy, which grow with n, allow.
-        return x - n * <float> 0.6931471805599453
-    elif real is float:
+        if brief:
+            return x - n * <float> 0.6931471805599453
+    if real is float:
         return (x - n * <float> 0.693145751953125) - n * <float> 1.4286068203094173e-06
     else:
         return (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
 
 
-cdef inline real exp_reduced(real x, real n) noexcept nogil:
+cdef inline real exp_reduced(bint brief, real x, real n) noexcept nogil:
     """exp(x - n * ln 2) for n = round(x / ln 2)."""
-    cdef real r = reduced(x, n)
+    cdef real r = reduced(brief, x, n)
     return (exp_series(r) * r + <real> 1.0) * r + <real> 1.0
 
 
@@ -178,20 +178,20 @@ cdef inline void set_reference(real top, real *centre, real *shift, real *least)
     least[0] = (n - bias) * <real> 0.6931471805599453
 
 
-cdef inline real exp_from(bint plain, real x, real centre, real shift, real least) noexcept nogil:
+cdef inline real exp_from(bint brief, bint plain, real x, real centre, real shift, real least) noexcept nogil:
     """exp(x - centre - N ln 2) / exp_unit for x not above the top that the reference was made of, or nan. `plain`: the
     centre is 0."""
     cdef real gap = x if plain else x - centre
     cdef real shifted
     gap = least if least > gap else gap
     shifted = gap * <real> 1.4426950408889634 + shift
-    return exp_reduced(gap, shifted - shift) * power_of_two(shifted)
+    return exp_reduced(brief, gap, shifted - shift) * power_of_two(shifted)
 
 
 cdef inline real lift_to(real top, real centre, real shift, real *low) noexcept nogil:
     """exp(centre + N ln 2 - top) as a sum of two: the way from exp_from's reference to top."""
     cdef real n = (rounder(&top) - shift) + (<real> 157.0 if real is float else <real> 1083.0)
-    cdef real r = -reduced(<real> 0.0 if centre == top else top, n)
+    cdef real r = -reduced(True, <real> 0.0 if centre == top else top, n)
     cdef real high = <real> 1.0 + r
     cdef real tail = ((<real> 1.0 - high) + r) + exp_series(r) * (r * r)
     cdef real lift = high + tail
@@ -231,7 +231,7 @@ cdef inline real exp_of_any(real x) noexcept nogil:
     x = most if x > most else x
     x = least if x < least else x
     shifted = x * <real> 1.4426950408889634 + shift
-    return exp_reduced(x, shifted - shift) * power_of_two(shifted) * other
+    return exp_reduced(False, x, shifted - shift) * power_of_two(shifted) * other
 
 
 cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
@@ -352,7 +352,7 @@ cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
 
 
 cdef inline real exp_of_lane(bint plain, real x, const real *of, Py_ssize_t step, Py_ssize_t i) noexcept nogil:
-    return exp_from(plain, x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
+    return exp_from(True, plain, x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
 
 
 cdef inline real lost_in_product(real x, real y) noexcept nogil:
@@ -389,6 +389,12 @@ cdef inline bint is_backward(int operation) noexcept nogil:
 
 cdef inline bint reads_y(int operation) noexcept nogil:
     return operation == SOFTMAX_BACKWARD or operation == LOGSUMEXP_WEIGHTED
+
+
+cdef inline void ask_for(const real *x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range((n + lanes_of(x) - 1) // lanes_of(x)):
+        prefetch_line(x + i * lanes_of(x))
 
 
 cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -432,17 +438,15 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
     e0 = e1 = e2 = e3 = w0 = w1 = w2 = w3 = 0
     for c in range(0, classes - 3, 4):
         if ahead > 0:
-            for k in range(4 * width // lanes_of(x)):
-                prefetch_line(x + c * x_step + ahead + k * lanes_of(x))
-                if reads_y(operation):
-                    prefetch_line(y + c * y_step + ahead + k * lanes_of(x))
-                if keep:
-                    prefetch_line(exps + c * exps_step + ahead + k * lanes_of(x))
+            ask_for(x + c * x_step + ahead, 4 * width)
+            if reads_y(operation):
+                ask_for(y + c * y_step + ahead, 4 * width)
+            if keep:
+                ask_for(exps + c * exps_step + ahead, 4 * width)
         if soon != NULL:
-            for k in range(4 * width // lanes_of(x)):
-                prefetch_line(soon + c * x_step + k * lanes_of(x))
-                if operation == LOG_SOFTMAX_BACKWARD:
-                    prefetch_line(y + c * y_step + k * lanes_of(x))
+            ask_for(soon + c * x_step, 4 * width)
+            if operation == LOG_SOFTMAX_BACKWARD:
+                ask_for(y + c * y_step, 4 * width)
         for j in range(width):
             i = j * of_lane
             sum_here = total[j]
@@ -592,7 +596,7 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
         e = x if kept else exp_of_lane(False, x, of, width, j)
         return peak if e == unity else (e * exp_unit(of)) * low
     elif operation == LOG_SOFTMAX_BACKWARD and kept:
-        return x - exp_from(True, y, <real> 0.0, of[SHIFT * width + j], of[LEAST * width + j]) * of[PEAK * width + j]
+        return x - exp_from(False, True, y, <real> 0.0, of[SHIFT * width + j], of[LEAST * width + j]) * of[PEAK * width + j]
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_of_any(y) * low
     elif operation == SOFTMAX_BACKWARD:
@@ -1043,15 +1047,15 @@ cdef inline void reduce_width(int operation, bint few, Py_ssize_t width, const r
     if operation == SOFTMAX:
         reduce_lanes(SOFTMAX, True, few, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, width, x, x_step, x, 0, classes, state, first, exps, 0)
+        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
     elif operation == SOFTMAX_BACKWARD:
-        reduce_lanes(SOFTMAX_BACKWARD, False, False, width, x, x_step, y, y_step, classes, state, first, exps, 0)
+        reduce_lanes(SOFTMAX_BACKWARD, False, False, width, x, x_step, y, y_step, classes, state, first, exps, exps_step)
     elif operation == LOGSUMEXP_WEIGHTED:
-        reduce_lanes(LOGSUMEXP_WEIGHTED, False, False, width, x, x_step, y, y_step, classes, state, first, exps, 0)
+        reduce_lanes(LOGSUMEXP_WEIGHTED, False, False, width, x, x_step, y, y_step, classes, state, first, exps, exps_step)
     elif operation == MIXTURE_COST:
         cost_lanes(width, x, x_step, y, y_step, classes, state, first)
     else:
-        reduce_lanes(LOGSUMEXP, False, few, width, x, x_step, x, 0, classes, state, first, exps, 0)
+        reduce_lanes(LOGSUMEXP, False, few, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
 
 
 cdef inline void apply_width(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
@@ -1078,8 +1082,8 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
     cdef Py_ssize_t b, j
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
-        reduce_width(operation, classes <= FEW_CLASSES, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
-                     first + j, exps + j, exps_step)
+        reduce_width(operation, classes <= FEW_CLASSES, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step,
+                     classes, state, first + j, exps + j, exps_step)
 
 
 cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1253,7 +1257,7 @@ cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ss
             if tile_top != top:
                 set_reference(tile_top, &tile_centre, &tile_shift, &tile_least)
                 scale = <real> (scale * (libm_exp(<double> tile_centre - centre) * exp2(<double> shift - tile_shift)))
-                (<real *> state.peak)[i] = (exp_from(False, tile_top, tile_centre, tile_shift, tile_least) * exp_unit(&top)) * scale
+                (<real *> state.peak)[i] = (exp_from(True, False, tile_top, tile_centre, tile_shift, tile_least) * exp_unit(&top)) * scale
             (<real *> state.scale)[i] = scale
 
 
@@ -1334,12 +1338,6 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
 
 
-cdef inline void ask_for(const real *x, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range((n + lanes_of(x) - 1) // lanes_of(x)):
-        prefetch_line(x + i * lanes_of(x))
-
-
 cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
                    real *scratch) noexcept nogil:
@@ -1374,7 +1372,7 @@ cdef void exp_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
     cdef real centre, shift, least
     set_reference(<real> 0.0, &centre, &shift, &least)
     for i in range(n):
-        out[i] = exp_from(False, x[i], centre, shift, least) * exp_unit(x)
+        out[i] = exp_from(True, False, x[i], centre, shift, least) * exp_unit(x)
 
 
 cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept nogil:
