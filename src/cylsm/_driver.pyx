@@ -127,6 +127,19 @@ cdef const Kernels *kernels(bint wide) noexcept nogil:
     return &table.of_double if wide else &table.of_float
 
 
+def _primitive(name, bint wide, Py_ssize_t n, size_t x, size_t y, size_t out):
+    """Compute exp, exp of any number, or the logarithm of a sum, for arrays at these addresses; for tests only."""
+    cdef const Kernels *primitives = kernels(wide)
+    if name == "exp_from":
+        primitives.exp_of(<const void *> x, <void *> out, n)
+    elif name == "exp_of_any":
+        primitives.exp_any_of(<const void *> x, <void *> out, n)
+    elif name == "log_of_sum":
+        primitives.log_of(<const void *> x, <const void *> y, <void *> out, n)
+    else:
+        raise ValueError(f"no primitive is called {name!r}")
+
+
 # ---- where things lie --------------------------------------------------------------------------------------------
 
 cdef char *row_of(const Task *task, const Operand *operand, const Block *block) noexcept nogil:

@@ -88,7 +88,8 @@ ctypedef void (*load_kernel)(Element element, bint swapped, const char *data, Py
 ctypedef void (*store_kernel)(Element element, const void *x, Py_ssize_t x_step, Py_ssize_t outer,
                               Py_ssize_t inner, char *data, Py_ssize_t outer_stride,
                               Py_ssize_t inner_stride) noexcept nogil
-# out[i] = exp(x[i]) for x <= 0, and out[i] = log(x[i] + y[i]) for x >= 1, y >= 0: for tests of the primitives.
+# For tests of the primitives: out[i] = exp(x[i]), for x <= 0 (exp_of) and for any x (exp_any_of), and
+# out[i] = log(x[i] + y[i]) for x >= 1, y >= 0.
 ctypedef void (*exp_kernel)(const void *x, void *out, Py_ssize_t n) noexcept nogil
 ctypedef void (*log_kernel)(const void *x, const void *y, void *out, Py_ssize_t n) noexcept nogil
 
@@ -104,6 +105,7 @@ cdef struct Kernels:
     load_kernel load
     store_kernel store
     exp_kernel exp_of
+    exp_kernel exp_any_of
     log_kernel log_of
 
 cdef struct KernelTable:

@@ -1375,6 +1375,12 @@ cdef void exp_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
         out[i] = exp_from(True, False, x[i], centre, shift, least) * exp_unit(x)
 
 
+cdef void exp_any_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = exp_of_any(x[i])
+
+
 cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     cdef real low
@@ -1395,6 +1401,7 @@ table.of_float.few_rows = <few_kernel> &few_rows[float]
 table.of_float.load = <load_kernel> &load[float]
 table.of_float.store = <store_kernel> &store[float]
 table.of_float.exp_of = <exp_kernel> &exp_of[float]
+table.of_float.exp_any_of = <exp_kernel> &exp_any_of[float]
 table.of_float.log_of = <log_kernel> &log_of[float]
 table.of_double.reduce_rows = <reduce_kernel> &reduce_rows[double]
 table.of_double.reduce_strip = <reduce_kernel> &reduce_strip[double]
@@ -1407,6 +1414,7 @@ table.of_double.few_rows = <few_kernel> &few_rows[double]
 table.of_double.load = <load_kernel> &load[double]
 table.of_double.store = <store_kernel> &store[double]
 table.of_double.exp_of = <exp_kernel> &exp_of[double]
+table.of_double.exp_any_of = <exp_kernel> &exp_any_of[double]
 table.of_double.log_of = <log_kernel> &log_of[double]
 
 capsule = PyCapsule_New(&table, "cylsm.KernelTable", NULL)
