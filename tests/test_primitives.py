@@ -1,0 +1,201 @@
+"""exp and log on their own: the errors stated in _kernels.pxi, the special values, and the constants they are made of.
+
+A plain run takes some of the numbers, `--hypothesis-profile=thorough` every float32 there is.
+"""
+
+import math
+import platform
+import re
+from pathlib import Path
+
+import accuracy
+import numpy as np
+import pytest
+import reference
+
+from cylsm import _driver
+
+KERNELS = Path(__file__).parent.parent / "src" / "cylsm" / "_kernels.pxi"
+WIDER = {np.float32: np.float64, np.float64: np.longdouble}
+BITS = {np.float32: np.uint32, np.float64: np.uint64}
+LN2 = math.log(2)
+CHUNK = 1 << 24
+
+# The largest errors there are, in ulp of float32 and float64: without fused multiply-add, and with it. There a float32
+# exp takes ln 2 in one part.
+MOST = {
+    "exp_from": ((1.17, 1.3), (4.47, 1)),
+    "exp_of_any": ((1.17, 1.3), (4.54, 1)),
+    "log_of_sum": ((0.8, 0.8), (0.8, 0.8)),
+}
+
+# What the decimals and the bits in the source stand for.
+MEANT = {
+    "0.6931471805599453": LN2,
+    "1.4426950408889634": 1 / LN2,
+    "9.313225746154785e-10": 2.0**-30,
+    "8.673617379884035e-19": 2.0**-60,
+    "1073741824.0": 2.0**30,
+    "1152921504606846976.0": 2.0**60,
+    "12582912.0": 1.5 * 2**23,
+    "6755399441055744.0": 1.5 * 2**52,
+    "12583009.0": 1.5 * 2**23 + 127 - 30,
+    "12583069.0": 1.5 * 2**23 + 127 + 30,
+    "6755399441056707.0": 1.5 * 2**52 + 1023 - 60,
+    "6755399441056827.0": 1.5 * 2**52 + 1023 + 60,
+    "0x3f3504f3": int(np.float32(math.sqrt(0.5)).view(np.uint32)),
+    "0x3fe6a09e667f3bcd": int(np.float64(math.sqrt(0.5)).view(np.uint64)),
+    "0x4b400000": int(np.float32(1.5 * 2**23).view(np.uint32)),
+    "0x4338000000000000": int(np.float64(1.5 * 2**52).view(np.uint64)),
+}
+LN2_PARTS = {
+    np.float32: ("0.693145751953125", "1.4286068203094173e-06"),
+    np.float64: ("6.93147180369123816490e-01", "1.90821492927058770002e-10"),
+}
+MOST_POWER = {np.float32: 256, np.float64: 2048}
+
+each_dtype = pytest.mark.parametrize("dtype", accuracy.FLOATS)
+each_exp = pytest.mark.parametrize("name", ["exp_from", "exp_of_any"])
+
+
+def primitive(name, x, y=None):
+    out = np.empty_like(x)
+    addresses = [array.ctypes.data for array in (x, x if y is None else y, out)]
+    _driver._primitive(name, x.dtype == np.float64, x.size, *addresses)
+    return out
+
+
+def largest_error(result, exact):
+    """In ulp; below the smallest normal number those are all the same."""
+    info = np.finfo(result.dtype)
+    exponent = np.maximum(np.frexp(exact)[1] - 1, info.minexp) - info.nmant
+    return float(np.ldexp(abs(result - exact), -exponent).max())
+
+
+@reference.silent
+def error_of_exp(name, x):
+    return largest_error(primitive(name, x), np.exp(x.astype(WIDER[x.dtype.type])))
+
+
+@reference.silent
+def error_of_log(a, b):
+    sum_less_1 = a.astype(WIDER[a.dtype.type]) - 1 + b
+    return largest_error(primitive("log_of_sum", a, b), np.log1p(sum_less_1))
+
+
+def assert_at_most(error, name, isa, dtype):
+    fused = isa != "baseline" or platform.machine() in ("arm64", "aarch64")
+    assert error <= MOST[name][fused][accuracy.FLOATS.index(dtype)]
+
+
+def numbers_between(low, high, dtype, step):
+    """Every `step`-th number of that dtype from low to high, both positive, in pieces."""
+    first, last = (int(dtype(end).view(BITS[dtype])) for end in (low, high))
+    for start in range(first, last, step * CHUNK):
+        yield np.arange(start, min(start + step * CHUNK, last), step, BITS[dtype]).view(dtype)
+
+
+def neighbours(x, dtype, reach=8):
+    """Numbers and those around them."""
+    x = np.asarray(x, dtype)
+    return np.concatenate(
+        [(x.view(BITS[dtype]) + np.array(k).astype(BITS[dtype])).view(dtype) for k in range(-reach, reach)]
+    )
+
+
+# exp
+
+
+@each_exp
+@each_dtype
+def test_exp(name, dtype, isa, rng, thorough):
+    lowest = 104.0 if dtype == np.float32 else 745.2
+    step = (1 if thorough else 4001) if dtype == np.float32 else (1 << 40 if thorough else 1 << 45)
+    halves = (np.arange(lowest / LN2 - 1) + 0.5) * LN2  # where the power of two changes
+    x = [-neighbours(halves, dtype), -rng.uniform(0, lowest, 300_000).astype(dtype)]
+    x += [-piece for piece in numbers_between(dtype(1e-30), dtype(lowest), dtype, step)]
+    if name == "exp_of_any":
+        highest = 88.72 if dtype == np.float32 else 709.78
+        x += [-piece[abs(piece) < highest] for piece in x]
+    worst = max(error_of_exp(name, piece) for piece in x)
+    assert_at_most(worst, name, isa, dtype)
+
+
+@each_exp
+@each_dtype
+def test_special_values_of_exp(name, dtype, isa):
+    info = np.finfo(dtype)
+    x = np.array([0, -0.0, -info.smallest_subnormal, -800, info.min, -np.inf, np.nan], dtype)
+    accuracy.assert_same_bits(primitive(name, x), np.array([1, 1, 1, 0, 0, 0, np.nan], dtype))
+    if name == "exp_of_any":
+        x = np.array([info.smallest_subnormal, 800, info.max, np.inf], dtype)
+        accuracy.assert_same_bits(primitive(name, x), np.array([1, np.inf, np.inf, np.inf], dtype))
+
+
+@each_exp
+@each_dtype
+def test_exp_of_what_is_not_above_0_is_at_most_1(name, dtype, isa):
+    assert (primitive(name, -neighbours([1e-30, 1e-9, 1e-4, 0.1, LN2 / 2, LN2], dtype)) <= 1).all()
+
+
+# log
+
+
+@each_dtype
+def test_log_of_sum(dtype, isa, rng, thorough):
+    counts = [1, 2, 3, 4, 5, 7, 11, 46, 1000, 999_983]
+    smallest = 1e-45 if dtype == np.float32 else 1e-300
+    step = (1 if thorough else 8009) if dtype == np.float32 else (1 << 40 if thorough else 1 << 45)
+    pairs = [(1, piece) for piece in numbers_between(smallest, 1e6, dtype, step)]
+    for count in counts:
+        pairs.append((count, reference.rounded(np.geomspace(smallest, 1e6, 20_000), dtype)))
+        # where the sum's power of two changes, and what is left of it is smallest
+        borders = np.ldexp(np.array([[math.sqrt(2)], [1]]), np.arange(1, 21)).ravel() - count
+        borders = borders[borders > 0]
+        pairs.append((count, neighbours(borders, dtype, 40)))
+        pairs.append((count, (np.repeat(borders, 500) * rng.uniform(0.99, 1.01, 500 * borders.size)).astype(dtype)))
+    worst = max(error_of_log(np.full_like(b, a), b) for a, b in pairs)
+    assert_at_most(worst, "log_of_sum", isa, dtype)
+
+
+@each_dtype
+def test_special_values_of_log(dtype, isa):
+    tiny = np.finfo(dtype).smallest_subnormal
+    a, b = np.array([[1, 0], [1, tiny], [1, np.nan], [np.nan, 0]], dtype).T.copy()
+    accuracy.assert_same_bits(primitive("log_of_sum", a, b), np.array([0, tiny, np.nan, np.nan], dtype))
+
+
+# Constants
+
+
+@pytest.fixture(scope="module")
+def source():
+    if not KERNELS.exists():
+        pytest.skip("needs the source tree")
+    return KERNELS.read_text()
+
+
+@pytest.mark.parametrize(("literal", "meant"), MEANT.items())
+def test_constants_are_the_numbers_meant(literal, meant, source):
+    assert literal in source
+    assert (int(literal, 16) if "0x" in literal else float(literal)) == meant
+
+
+@each_dtype
+def test_parts_of_ln2(dtype, source):
+    """Any power of two times the first part is exact, so that x - n ln 2 is rounded once for each part, at most."""
+    literals, powers = LN2_PARTS[dtype], np.arange(1, MOST_POWER[dtype])
+    assert all(literal in source for literal in literals)
+    high, low = (dtype(literal) for literal in literals)
+    wide = WIDER[dtype]
+    np.testing.assert_array_equal(powers.astype(dtype) * high, powers.astype(wide) * wide(high))
+    assert abs(wide(high) + wide(low) - np.log(wide(2))) <= np.spacing(low) / 2
+
+
+def test_floats_are_written_as_the_floats_they_are(source):
+    """So that the compiler rounds none of them, but for ln 2 and its second part."""
+    written = {float(number) for number in re.findall(r"<float> (\d[\d.]*(?:e[-+]?\d+)?)", source)}
+    assert {number for number in written if float(np.float32(number)) != number} == {
+        LN2,
+        float(LN2_PARTS[np.float32][1]),
+    }
