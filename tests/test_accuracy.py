@@ -1,0 +1,141 @@
+"""Rows where digits get lost, every function, against the limits that accuracy.py states.
+
+They are computed along the last axis, and along the first where there are enough of them. A plain run takes few rows of
+each kind, and few lengths; `--hypothesis-profile=thorough` takes rows of a million too.
+"""
+
+import functools
+import math
+
+import accuracy
+import cases
+import numpy as np
+import pytest
+import reference
+
+import cylsm
+from cylsm._cli._logits import LOGITS
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+each_dtype = pytest.mark.parametrize("dtype", accuracy.FLOATS)
+
+
+def led_by_one(rng, rivals, leader):
+    """The rivals, and among them, first, in the middle or last, the leader."""
+    rows, classes = rivals.shape
+    rivals[np.arange(rows), rng.choice([0, classes // 2, classes - 1], rows)] = leader
+    return rivals
+
+
+def around_64(rng, rows, classes):
+    """There the kernels change what they count from, and the difference to the largest becomes inexact."""
+    largest = rng.choice([63.99, 64, 64.01, 127, 200, 700], rows) * rng.choice([-1, 1], rows)
+    behind = rng.uniform(0, 10, (rows, classes)) + rng.uniform(0, 100, (rows, 1))
+    return led_by_one(rng, largest[:, np.newaxis] - behind, largest)
+
+
+def both_sides_of_0(rng, rows, classes):
+    """A leader close to 64 in a row that ends far below -64."""
+    return led_by_one(rng, rng.uniform(-200, 60, (rows, classes)), rng.choice([60, 63.99, 64.01, 70], rows))
+
+
+def equal_rivals(rng, rows, classes):
+    """Their sum is about what the leader has; it and the gap are inexact in binary."""
+    leader = rng.choice([9.7, -9.7, 33.3, 64.1, -200.3], rows)
+    gap = math.log(max(classes - 1, 1)) + rng.choice([-1e-3, 0, 1e-3, 0.7, 9, 20], rows)
+    return led_by_one(rng, np.broadcast_to((leader - gap)[:, np.newaxis], (rows, classes)).copy(), leader)
+
+
+def inexact_gaps(rng, rows, classes):
+    return led_by_one(rng, np.full((rows, classes), 9.7 - 20) - rng.choice([0, 0.1, 30], (rows, classes)), 9.7)
+
+
+def huge(rng, rows, classes):
+    return rng.choice([-1e30, 1e30], (rows, 1)) + rng.normal(size=(rows, classes))
+
+
+def far_apart(rng, rows, classes):
+    return rng.choice([-1e30, 0, 1e30], (rows, classes))
+
+
+def ascending(rng, rows, classes):
+    return np.sort(rng.normal(size=(rows, classes)) * 10.0 ** rng.uniform(-1, 1.5, (rows, 1)), -1)
+
+
+def descending(rng, rows, classes):
+    return -ascending(rng, rows, classes)
+
+
+def half_impossible(rng, rows, classes):
+    x = rng.normal(size=(rows, classes)) * 3
+    x[:, rng.permutation(classes)[: classes // 2]] = -np.inf
+    return x
+
+
+OWN = (
+    around_64,
+    both_sides_of_0,
+    equal_rivals,
+    inexact_gaps,
+    huge,
+    far_apart,
+    ascending,
+    descending,
+    half_impossible,
+)
+KINDS = LOGITS | {kind.__name__.replace("_", " "): kind for kind in OWN}
+
+# Number of classes: rows. That many rows along the first axis are a kernel's lanes; fewer are gathered.
+LANES = 16
+ROWS = {1: 3, 2: 36, 3: 36, 5: 18, 10: 18, 17: 18, 100: 17, 1000: 2, 20_000: 1}
+MORE_ROWS = dict.fromkeys(range(1, 70), 60) | {100: 60, 1000: 20, 4113: 17, 30_000: 6, 1_000_003: 1}
+
+
+@functools.lru_cache(maxsize=128)
+def case(function, dtype, kind, rows, classes, seed):
+    """Arguments for rows of that kind, the same with rows along the first axis, and what the function returns."""
+    rng = np.random.default_rng([seed, classes])
+    x = reference.rounded(KINDS[kind](rng, rows, classes), dtype)
+    made = cases.arguments(function, x, rng)
+    if "target" in made:
+        # In half of the rows the class that leads.
+        made["target"] = np.where(np.arange(rows) % 2, made["target"], x.argmax(-1))
+    turned = {name: value.T.copy() if np.ndim(value) == 2 else value for name, value in made.items()}
+    return made, turned | {"axis": 0}, accuracy.expected(function, **made)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@each_dtype
+@pytest.mark.parametrize("function", [name for name in accuracy.FUNCTIONS if not name.startswith("nll")])
+def test_rows_where_digits_get_lost(function, dtype, kind, seed, thorough):
+    for classes, rows in (MORE_ROWS if thorough else ROWS).items():
+        made, turned, expected = case(function, dtype, kind, rows, classes, seed)
+        accuracy.assert_accurate(getattr(cylsm, function)(**made), expected)
+        if rows >= LANES:
+            results = getattr(cylsm, function)(**turned)
+            results = results if isinstance(results, tuple) else (results,)
+            accuracy.assert_accurate(tuple(result.T for result in results), expected)
+
+
+@each_dtype
+def test_additions_over_a_million_rows(dtype, rng):
+    """Against the exact sum of what the rows lose each; a single-precision sum would be wrong in its third digit."""
+    rows = 1_000_000
+    logits = reference.rounded(rng.normal(size=(rows, 3)) * rng.choice([0.1, 3, 30], (rows, 1)), dtype)
+    target = rng.integers(3, size=rows)
+    exact = math.fsum(cylsm.cross_entropy(logits, target, reduction="none"))
+    for reduction, divisor in (("sum", 1), ("mean", rows)):
+        loss = cylsm.cross_entropy(logits, target, reduction=reduction)
+        loss_with_grad, _ = cylsm.cross_entropy_with_grad(logits, target, reduction=reduction)
+        assert max(accuracy.ulp_error(result, exact / divisor) for result in (loss, loss_with_grad)) <= 2
+
+
+@each_dtype
+def test_class_probabilities_that_do_not_sum_to_1(dtype, rng):
+    for classes in (*range(2, 41), 300):
+        logits = reference.rounded(rng.normal(size=(10, classes)) * 3, dtype)
+        for target in (np.ones_like(logits), rng.integers(0, 2, logits.shape).astype(dtype)):
+            made = {"logits": logits, "target": target, "reduction": "none"}
+            for function in ("cross_entropy", "cross_entropy_with_grad"):
+                accuracy.assert_accurate(getattr(cylsm, function)(**made), accuracy.expected(function, **made))
