@@ -25,9 +25,9 @@ CHUNK = 1 << 24
 # The largest errors there are, in ulp of float32 and float64: without fused multiply-add, and with it. There a float32
 # exp takes ln 2 in one part.
 MOST = {
-    "exp_from": ((1.17, 1.3), (4.47, 1)),
-    "exp_of_any": ((1.17, 1.3), (4.54, 1)),
-    "log_of_sum": ((0.8, 0.8), (0.8, 0.8)),
+    "exp_from": ((1.17, 1.3), (4.5, 1)),
+    "exp_of_any": ((1.17, 1.3), (4.6, 1)),
+    "log_of_sum": ((0.87, 0.8), (0.76, 0.8)),
 }
 
 # What the decimals and the bits in the source stand for.

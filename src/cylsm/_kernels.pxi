@@ -180,7 +180,10 @@ cdef inline void set_reference(real top, real *centre, real *shift, real *least)
 
 cdef inline real exp_from(bint brief, bint plain, real x, real centre, real shift, real least) noexcept nogil:
     """exp(x - centre - N ln 2) / exp_unit for x not above the top that the reference was made of, or nan. `plain`: the
-    centre is 0."""
+    centre is 0.
+
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.17 / 4.50 / 4.50 (at gaps of 100), float64 1.23 / 0.92 / 0.92.
+    """
     cdef real gap = x if plain else x - centre
     cdef real shifted
     gap = least if least > gap else gap
@@ -215,7 +218,10 @@ cdef inline void lift_sum(real top, real centre, real shift, real *total, real *
 
 
 cdef inline real exp_of_any(real x) noexcept nogil:
-    """exp(x) for any x; the power of two in two factors, since the largest and the smallest overflow alone."""
+    """exp(x) for any x; the power of two in two factors, since the largest and the smallest overflow alone.
+
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.17 / 4.58 / 4.58, float64 1.19 / 0.90 / 0.90.
+    """
     cdef real shift, shifted, other, most, least
     cdef bint positive = x > 0
     if real is float:
@@ -263,6 +269,8 @@ cdef inline real log_of_sum(real a, real b, real carry, real *lost) noexcept nog
 
     With s = a + b rounded and c what the rounding lost, log(s) + c / s. s = 2**k * (1 + f), and log(1 + f) is
     2 atanh(t) with t = f / (2 + f), as the series t + t**3 * R(t**2). `lost` is what the result's rounding lost.
+
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 0.87 / 0.76 / 0.76, float64 0.75 / 0.74 / 0.74.
     """
     cdef real s = a + b
     cdef real c = lost_in_sum(a, b, s) + carry
