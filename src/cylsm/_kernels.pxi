@@ -261,7 +261,7 @@ cdef inline void set_shares(real factor, real ties, real rest, real carry, real 
         c = (lost_in_sum(ties, rest, s) + carry) / s
         peak[0] = factor * ((1.0 - c) / s)
         scale[0] = factor * ((lift + (lift_low - c * lift)) / s)
-        others[0] = factor * (((ties - 1) + (rest + carry)) / s)
+        others[0] = factor * ((1.0 - c) * (((ties - 1) + (rest + carry)) / s))
 
 
 cdef inline real log_of_sum(real a, real b, real carry, real *lost) noexcept nogil:
