@@ -40,7 +40,9 @@ cdef enum:
     FEW_ROWS = 256                  # rows of a FEW block: its state stays in L1
     ROW_BLOCK_BYTES = 65536         # of a ROWS block: between L1 and L2
     MOST_BLOCK_ROWS = 32
-    STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block: 256 KB of all its lanes, read again from L2
+    STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
+    MOST_STRIP_TILES = 16           # each has a state of its own
+    STRIP_BYTES = 262144            # of such a tile: it is read again from L2
     MOST_LANES = 512
     LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes
     LEAST_LANES = 64
@@ -187,10 +189,11 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
-    plan.threads = threads_for(task.rows * task.classes)
     plan.regime = regime_of(task)
     # The last tile has SHORTEST_ROW classes at least.
     plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
+    while plan.regime == STRIP and task.classes > MOST_STRIP_TILES * plan.tile:
+        plan.tile = 2 * plan.tile
     plan.tiles = max(<Py_ssize_t> 1, (task.classes - SHORTEST_ROW) // plan.tile + 1)
     if plan.tiles == 1:
         plan.tile = task.classes
@@ -200,9 +203,10 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     elif plan.regime == ROWS:
         plan.block_rows = 1 if plan.tiles > 1 else clamp(ROW_BLOCK_BYTES // row_bytes, 1, MOST_BLOCK_ROWS)
     else:
-        # Long runs of lanes: a page is read for more than a line or two.
+        # As many lanes as L2 can hold of a tile: long runs, so that a page is read for more than a line or two.
         plan.block_rows = MOST_LANES
-        while plan.block_rows > LEAST_LANES and task.rows < plan.threads * plan.block_rows:
+        while plan.block_rows > LEAST_LANES and (plan.block_rows * row_bytes > STRIP_BYTES
+                                                 or task.rows < 2 * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
     plan.block_rows = min(plan.block_rows, across)
     plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows
@@ -493,6 +497,7 @@ cdef int run(Task *task) except -1:
     make_plan(&plan, task)
     if plan.blocks == 0:
         return 0
+    plan.threads = threads_for(task.rows * task.classes)
     by_tiles = plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
     if not by_tiles:
         plan.threads = <int> min(<Py_ssize_t> plan.threads, task.parts)
