@@ -329,13 +329,16 @@ cdef inline real larger(real x, real top) noexcept nogil:
 
 
 cdef inline void add_term(bint guarded, real term, real *total, real *carry) noexcept nogil:
-    """Kahan's addition. Guarded, an infinite sum stays infinite."""
-    cdef real y = term + carry[0]
-    cdef real s = total[0] + y
-    cdef real lost = y - (s - total[0])
+    """Kahan's addition. Guarded, for terms of both signs and any order: Knuth's, and an infinite sum stays infinite."""
+    cdef real y, s, lost
     if guarded:
-        lost = lost if lost - lost == 0 else <real> 0.0
-    carry[0] = lost
+        s = total[0] + term
+        lost = lost_in_sum(total[0], term, s)
+        carry[0] += lost if lost - lost == 0 else <real> 0.0
+    else:
+        y = term + carry[0]
+        s = total[0] + y
+        carry[0] = y - (s - total[0])
     total[0] = s
 
 
@@ -440,6 +443,7 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
     those of `soon`, are asked for meanwhile.
     """
     cdef Py_ssize_t c, j, k, i
+    cdef double exact
     cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3, top, sum_here, lost, tied, tied_lost
     cdef real kept[4 * STRIP]
     cdef bint backward = is_backward(operation)
@@ -492,13 +496,16 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
                     tied = tied + 1 if v1 == top else tied
                     tied = tied + 1 if v2 == top else tied
                     tied = tied + 1 if v3 == top else tied
-                if operation == SOFTMAX_BACKWARD and real is float:
-                    lost += ((lost_in_product(v0, w0) + lost_in_product(v1, w1))
-                             + (lost_in_product(v2, w2) + lost_in_product(v3, w3)))
                 e0 = term_of(operation, v0, w0, top, e0)
                 e1 = term_of(operation, v1, w1, top, e1)
                 e2 = term_of(operation, v2, w2, top, e2)
                 e3 = term_of(operation, v3, w3, top, e3)
+                if operation == SOFTMAX_BACKWARD and real is float:
+                    exact = (<double> v0 * w0 + <double> v1 * w1) + (<double> v2 * w2 + <double> v3 * w3)
+                    e0 = <real> exact
+                    e1 = <real> (exact - e0)
+                    lost += e1 if e1 - e1 == 0 else <real> 0.0
+                    e1 = e2 = e3 = 0
                 if few:
                     add_term(backward, e0, &sum_here, &lost)
                     add_term(backward, e1, &sum_here, &lost)
