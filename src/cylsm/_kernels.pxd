@@ -11,8 +11,12 @@
 
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
-    FEW_BYTES = 256       # shorter rows are transposed in groups, so that the lanes of a vector are rows
-    TILE_BYTES = 65536    # a longer row is cut into tiles of this size, so that it is read again from L2
+    # Shorter rows are transposed in groups, so that the lanes of a vector are rows. log_softmax of 48 float32 classes
+    # takes 1.2 ns an element so, and 1.5 by rows; of 64 classes 1.3 and 0.9.
+    FEW_BYTES = 256
+    # A longer row is cut into tiles of this size, read again from L2. Rows of 5003 float32 classes take 0.54 ns an
+    # element; with 16 KB, where a tile's own costs show, 0.76.
+    TILE_BYTES = 65536
     GROUP = 64            # rows that few_rows transposes together; a power of 4
     SCRATCH = 64 * 64     # reals in one of the arrays that few_rows transposes through
 

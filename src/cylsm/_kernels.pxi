@@ -7,11 +7,13 @@
 #     of a confident row, log1p(rest), keeps all its digits, and no row needs a special case: in a row with +inf the
 #     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan, which the maximum skips,
 #     reaches rest through exp.
-# (c) Sums are compensated, term by term (Kahan): a few large rivals may share a lane. The pair (rest, carry) is used in full by
-#     the logarithm.
-# (d) The end of a row that is no multiple of LANES is read as one overlapping vector whose known lanes are masked. It
+# (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x needs no rounded subtraction,
+#     and a sum is brought to multiples of exp(top) once, at its end.
+# (d) Sums are compensated (Kahan): term by term where there are few, in long rows four terms at a time. The pair
+#     (rest, carry) is used in full by the logarithm.
+# (e) The end of a row that is no multiple of LANES is read as one overlapping vector whose known lanes are masked. It
 #     is copied before anything is stored, since `out` may be the input.
-# (e) Never x - lse: (x - top) - log_sum, both terms of one sign.
+# (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
 
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY, NAN, exp as libm_exp, exp2, fabs, log as libm_log, log1p
