@@ -10,7 +10,7 @@ import cylsm
 pytestmark = pytest.mark.usefixtures("isa")
 
 LENGTHS = (1, 2, 3, 5, 7, 10, 15, 16, 17, 24, 25, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000)
-TILES = (2047, 2048, 2049, 4095, 4096, 4097, 4111, 4112, 5003)
+TILES = (2048, 4097, 8192, 8208, 16385, 16400)
 BATCHES = (1, 2, 7, 63, 64, 65, 130)
 
 
@@ -68,3 +68,33 @@ def test_confident_row_keeps_its_digits(dtype, gap, place, rivals):
     )
     assert loss > 0
     assert gradient[target] < 0
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", accuracy.FLOATS)
+@pytest.mark.parametrize("limit", [200, -200, 1e5, -1e5])
+@pytest.mark.parametrize("function", ["logsumexp", "softmax", "log_softmax", "logsumexp_backward"])
+def test_tiles_that_count_from_different_references(function, limit, dtype, axis, rng):
+    """The largest of one tile is ordinary, that of another is not."""
+    x = rng.normal(limit - 10, 1, (20, 40_000))
+    x[:, 100] = limit + 1
+    x[:, 39_000] = limit - 1
+    arguments = {"x": np.ascontiguousarray(np.moveaxis(x.astype(dtype), 1, axis)), "axis": axis}
+    if function == "logsumexp_backward":
+        arguments["grad_output"] = rng.normal(size=20).astype(dtype)
+    expected = accuracy.expected(function, **arguments)
+    accuracy.assert_accurate(getattr(cylsm, function)(**arguments), expected)
+
+
+@pytest.mark.parametrize("classes", [50, 1000, 40_000])
+@pytest.mark.parametrize("dtype", accuracy.FLOATS)
+def test_infinite_sums(dtype, classes, rng):
+    x = rng.normal(size=(3, classes)).astype(dtype)
+    x[:, 7] = np.inf
+    assert (cylsm.logsumexp(x, b=np.ones_like(x)) == np.inf).all()
+    value, sign = cylsm.logsumexp(x, b=-np.ones_like(x), return_sign=True)
+    assert (value == np.inf).all()
+    assert (sign == -1).all()
+    probs = np.full_like(x, 1 / classes)
+    for gradient in (cylsm.log_softmax_backward(x, np.log(probs)), cylsm.softmax_backward(x, probs)):
+        assert (np.delete(gradient, 7, axis=1) == -np.inf).all()

@@ -70,6 +70,8 @@ cdef ndarray real_array(object x, str name):
             a = np.asarray(x)
         except ValueError as error:
             raise ValueError(f"{name} must be an array of real numbers: {error}") from None
+        except TypeError as error:
+            raise TypeError(f"{name} must be an array of real numbers: {error}") from None
         if a.dtype.kind == "O" and not isinstance(x, np.ndarray) and a.ndim == 0 and isinstance(x, int):
             raise TypeError(f"{name} must hold numbers that fit 64 bits, not {x}")
     if element_of(a) < 0:

@@ -7,12 +7,12 @@
 #     of a confident row, log1p(rest), keeps all its digits, and no row needs a special case: in a row with +inf the
 #     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan, which the maximum skips,
 #     reaches rest through exp.
-# (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x needs no rounded subtraction,
-#     and a sum is brought to multiples of exp(top) once, at its end.
+# (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x of an ordinary row needs no
+#     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end.
 # (d) Sums are compensated (Kahan): term by term where there are few, in long rows four terms at a time. The pair
 #     (rest, carry) is used in full by the logarithm.
-# (e) The end of a row that is no multiple of LANES is read as one overlapping vector whose known lanes are masked. It
-#     is copied before anything is stored, since `out` may be the input.
+# (e) The end of a row that is no multiple of LANES is read as overlapping vectors whose known lanes are masked. They
+#     are copied before anything is stored, since `out` may be the input.
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
 
 from libc.float cimport DBL_MAX, FLT_MAX
@@ -1126,6 +1126,12 @@ cdef inline void add_double(double term, double *total, double *carry) noexcept 
     total[0] = s
 
 
+cdef inline real low_part(double total, double carry, real high) noexcept nogil:
+    """What is left of total + carry beside `high`, the total rounded; nothing beside one that is not finite."""
+    cdef double low = total - high
+    return <real> (low + carry) if low - low == 0 else <real> 0.0
+
+
 cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t rows, Py_ssize_t tiles,
                 Py_ssize_t first) noexcept nogil:
     cdef Py_ssize_t r, t, i
@@ -1168,14 +1174,14 @@ cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t row
         i = first + r
         if operation == MIXTURE_COST:
             (<real *> state.cost)[i] = <real> rest
-            (<real *> state.carry)[i] = <real> ((rest - <real> rest) + carry if rest - rest == 0 else 0.0)
+            (<real *> state.carry)[i] = low_part(rest, carry, <real> rest)
             (<real *> state.mass)[i] = <real> mass
-            (<real *> state.mass_carry)[i] = <real> ((mass - <real> mass) + mass_carry if mass - mass == 0 else 0.0)
+            (<real *> state.mass_carry)[i] = low_part(mass, mass_carry, <real> mass)
         else:
             tops[i] = <real> top
             (<real *> state.ties)[i] = <real> ties
             (<real *> state.rest)[i] = <real> rest
-            (<real *> state.carry)[i] = <real> ((rest - <real> rest) + carry)
+            (<real *> state.carry)[i] = low_part(rest, carry, <real> rest)
 
 
 cdef inline void signed_log(double ties, double rest, double *magnitude, double *sign) noexcept nogil:
@@ -1266,7 +1272,8 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
 cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ssize_t tiles,
                  Py_ssize_t first) noexcept nogil:
     cdef Py_ssize_t r, t, i
-    cdef real top, centre, shift, least, tile_top, tile_centre, tile_shift, tile_least, scale
+    cdef real top, centre, shift, least, tile_top, tile_centre, tile_shift, tile_least, low
+    cdef double scale
     for r in range(rows):
         top = tops[first + r]
         set_reference(top, &centre, &shift, &least)
@@ -1277,9 +1284,15 @@ cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ss
             (<real *> state.peak)[i] = (<const real *> state.peak)[first + r]
             if tile_top != top:
                 set_reference(tile_top, &tile_centre, &tile_shift, &tile_least)
-                scale = <real> (scale * (libm_exp(<double> tile_centre - centre) * exp2(<double> shift - tile_shift)))
-                (<real *> state.peak)[i] = (exp_from(True, False, tile_top, tile_centre, tile_shift, tile_least) * exp_unit(&top)) * scale
-            (<real *> state.scale)[i] = scale
+                if tile_centre == centre:
+                    scale = scale * exp2(<double> shift - tile_shift)
+                else:
+                    # By way of the tops: from one reference to the other would overflow.
+                    scale = (<double> (<const real *> state.peak)[first + r] * libm_exp(<double> tile_top - top)
+                             * lift_to(tile_top, tile_centre, tile_shift, &low))
+                (<real *> state.peak)[i] = (exp_from(True, False, tile_top, tile_centre, tile_shift, tile_least)
+                                            * exp_unit(&top)) * <real> scale
+            (<real *> state.scale)[i] = <real> scale
 
 
 # ---- few classes: rows are the lanes ---------------------------------------------------------------------------

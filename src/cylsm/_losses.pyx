@@ -533,6 +533,8 @@ cdef ndarray target_array(object target, ndarray logits, int axis, str name, bin
             t = np.asarray(target)
         except ValueError as error:
             raise ValueError(f"target must be an array of class labels: {error}") from None
+        except TypeError as error:
+            raise TypeError(f"target must be an array of class labels: {error}") from None
         if t.size == 0 and not isinstance(target, np.ndarray) and t.dtype == float64:
             t = t.astype(np.int64)
     kind = t.dtype.kind
