@@ -354,19 +354,31 @@ cdef inline void keep_losses(Task *task, Block *block, real *losses) noexcept no
     """Writes the rows' losses, or adds them to their share's."""
     cdef Loss *loss = <Loss *> task.context
     cdef double sums[MOST_ROWS]
-    cdef Py_ssize_t r, n = block.rows
+    cdef double lost[MOST_ROWS]
+    cdef double a, b, s, v, low
+    cdef Py_ssize_t r, half, n = block.rows
     if loss.losses.data != NULL:
         kernels(task.wide).store(loss.losses.element, losses, 0, 1, block.rows,
                                  row_of(task, &loss.losses, block), 0, loss.losses.row_strides[task.ndim - 1])
     else:
-        # Pairwise within the block: a chain of double-double additions would take longer than the rows themselves.
+        # Pairwise within the block: a chain of double-double additions would take longer than the rows themselves. What
+        # the additions lose is kept, so that the sum does not depend on how rows are grouped.
         for r in range(n):
             sums[r] = losses[r]
+            lost[r] = 0
         while n > 1:
-            for r in range(n // 2):
-                sums[r] += sums[n - n // 2 + r]
-            n -= n // 2
+            half = n // 2
+            for r in range(half):
+                a = sums[r]
+                b = sums[n - half + r]
+                s = a + b
+                v = s - a
+                low = (a - (s - v)) + (b - v)
+                sums[r] = s
+                lost[r] = (lost[r] + lost[n - half + r]) + (low if low - low == 0 else 0.0)
+            n -= half
         add(&loss.shares[block.part].loss, sums[0])
+        add(&loss.shares[block.part].loss, lost[0])
 
 
 cdef void put_one(Task *task, char *p, real value) noexcept nogil:
