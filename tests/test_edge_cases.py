@@ -304,7 +304,7 @@ def test_rows_that_count_for_nothing(length, dtype, axis, seed):
     gradient = special_first(np.moveaxis(gradient, axis, -1))
     assert np.isnan(loss)
     assert (gradient[:3] == 0).all()
-    assert np.isnan(gradient[range(3, len(x)), target[3:]]).all()
+    assert np.isnan(gradient[3:]).all()
 
 
 @each_axis

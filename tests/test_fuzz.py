@@ -136,7 +136,7 @@ def calls(draw):
     reduction = draw(st.sampled_from(["none", "mean", "sum"]))
     fitting = {
         "b": arrays(draw(st.sampled_from([shape, shape[1:], ()]))),
-        "weight": arrays((classes,), least=1, few=3),
+        "weight": arrays((classes,), few=3),
         "target": arrays(rows, "bBhHiIqQ", few=classes),
         "grad_output": arrays(shape),
         "keepdims": st.booleans(),

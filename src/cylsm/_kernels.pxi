@@ -440,9 +440,10 @@ cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ss
 
 
 cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ssize_t width, const real *x,
-                           Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, Py_ssize_t of_step,
-                           Py_ssize_t of_lane, real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                           Py_ssize_t exps_step, Py_ssize_t ahead, const real *soon) noexcept nogil:
+                           Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of,
+                           Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry, real *ties,
+                           real *ties_carry, real *exps, Py_ssize_t exps_step, Py_ssize_t ahead,
+                           const real *soon) noexcept nogil:
     """Adds every element's term and tie to its lane's, four classes a sweep: the four's sum, or each of `few` terms, is
     added with Kahan's compensation. What lane j counts from stands at of[j * of_lane]. The elements `ahead` of x, and
     those of `soon`, are asked for meanwhile.
@@ -604,11 +605,12 @@ cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
 
 cdef inline real applied(int operation, bint kept, real x, real y, const real *of, Py_ssize_t width,
                          Py_ssize_t j) noexcept nogil:
-    """One element of the result."""
+    """One element of the result. `kept`: SOFTMAX, x is its exp; LOG_SOFTMAX_BACKWARD, the row is ordinary (below)."""
     cdef real e, top = of[TOP * width + j], low = of[LOW * width + j], unity, peak, others
     cdef double p
-    if operation == SOFTMAX or operation == MIXTURE:
+    if operation == SOFTMAX:
         unity = of[UNITY * width + j]
+    if operation == SOFTMAX or operation == MIXTURE:
         peak = of[PEAK * width + j]
     if operation == LOG_SOFTMAX:
         return (x - top) - low
@@ -646,9 +648,10 @@ cdef inline void read_state(int operation, Py_ssize_t width, const RowState *sta
     if operation == SOFTMAX or operation == MIXTURE:
         set_references(width, of)
         for j in range(width):
-            of[UNITY * width + j] = exp_of_lane(False, of[TOP * width + j], of, width, j)
-        for j in range(width):
             of[PEAK * width + j] = (<const real *> state.peak)[first + j]
+    if operation == SOFTMAX:
+        for j in range(width):
+            of[UNITY * width + j] = exp_of_lane(False, of[TOP * width + j], of, width, j)
     if operation == MIXTURE:
         for j in range(width):
             of[MASS * width + j] = (<const real *> state.mass)[first + j]
@@ -899,7 +902,8 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
         elif operation == MIXTURE_COST:
             cost_batch(x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, first + r)
         else:
-            reduce_batch(LOGSUMEXP, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r, exps + r * exps_step, exps_step)
+            reduce_batch(LOGSUMEXP, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
+                         exps + r * exps_step, exps_step)
 
 
 cdef inline void apply_span(int operation, bint kept, const real *x, const real *y, Py_ssize_t n, const real *row,
@@ -950,7 +954,8 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
 
 cdef inline void prepare_backward(const real *y, Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, real *of,
                                   bint *ordinary) noexcept nogil:
-    """Which rows of log-probabilities exp_from can take: none far above 0, and a sum that bears exp_from's unit."""
+    """Which rows of log-probabilities exp_from can take: none far above 0, and a sum that bears exp_from's unit. For
+    these PEAK becomes what exp_from's result is multiplied by."""
     cdef Py_ssize_t r
     cdef real most = <real> 60.0 if real is float else <real> 600.0, centre, low
     cdef real tops[BATCH * MOST_LANES]

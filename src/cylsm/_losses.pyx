@@ -100,11 +100,16 @@ cdef struct Loss:
     Share *shares
 
 
+cdef inline double lost_in_sum(double a, double b, double s) noexcept nogil:
+    """What the rounding of s = a + b lost (Knuth's TwoSum); nothing where s is not finite."""
+    cdef double v = s - a
+    cdef double lost = (a - (s - v)) + (b - v)
+    return lost if lost - lost == 0 else 0.0
+
+
 cdef inline void add(Sum *sum, double term) noexcept nogil:
     cdef double s = sum.total + term
-    cdef double v = s - sum.total
-    cdef double lost = (sum.total - (s - v)) + (term - v)
-    sum.carry += lost if lost - lost == 0 else 0.0
+    sum.carry += lost_in_sum(sum.total, term, s)
     sum.total = s
 
 
@@ -355,7 +360,7 @@ cdef inline void keep_losses(Task *task, Block *block, real *losses) noexcept no
     cdef Loss *loss = <Loss *> task.context
     cdef double sums[MOST_ROWS]
     cdef double lost[MOST_ROWS]
-    cdef double a, b, s, v, low
+    cdef double s
     cdef Py_ssize_t r, half, n = block.rows
     if loss.losses.data != NULL:
         kernels(task.wide).store(loss.losses.element, losses, 0, 1, block.rows,
@@ -369,13 +374,9 @@ cdef inline void keep_losses(Task *task, Block *block, real *losses) noexcept no
         while n > 1:
             half = n // 2
             for r in range(half):
-                a = sums[r]
-                b = sums[n - half + r]
-                s = a + b
-                v = s - a
-                low = (a - (s - v)) + (b - v)
+                s = sums[r] + sums[n - half + r]
+                lost[r] = (lost[r] + lost[n - half + r]) + lost_in_sum(sums[r], sums[n - half + r], s)
                 sums[r] = s
-                lost[r] = (lost[r] + lost[n - half + r]) + (low if low - low == 0 else 0.0)
             n -= half
         add(&loss.shares[block.part].loss, sums[0])
         add(&loss.shares[block.part].loss, lost[0])
@@ -398,10 +399,10 @@ cdef void put_target(Task *task, char *p, real gap, real others, real peak, real
     put_one(task, p, -others if gap == 0 else here - factor)
 
 
-cdef void clear_row(Task *task, char *p, Py_ssize_t classes, real type_only) noexcept nogil:
+cdef void fill_row(Task *task, char *p, Py_ssize_t classes, real value) noexcept nogil:
     cdef Py_ssize_t c
     for c in range(classes):
-        put_one(task, p + c * task.out.class_stride, <real> 0)
+        put_one(task, p + c * task.out.class_stride, value)
 
 
 cdef inline void put_targets(Task *task, Block *block, const real *picked, const real *factor) noexcept nogil:
@@ -417,7 +418,7 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
     for r in range(block.rows):
         p = out + r * stride
         if labels[r] == IGNORED:
-            clear_row(task, p, task.classes, picked[0])
+            fill_row(task, p, task.classes, <real> 0)
             continue
         p += labels[r] * class_stride
         if native:
@@ -470,7 +471,7 @@ cdef inline void close_costs(Task *task, Block *block, real *losses) noexcept no
         out = row_of(task, &task.out, block)
         for r in range(block.rows):
             if labels_of(block)[r] == IGNORED:
-                clear_row(task, out + r * task.out.row_strides[task.ndim - 1], task.classes, <real> 0)
+                fill_row(task, out + r * task.out.row_strides[task.ndim - 1], task.classes, <real> 0)
     keep_losses(task, block, losses)
 
 
@@ -516,7 +517,9 @@ cdef inline void nll_rows(Task *task, Block *block, real *factor) noexcept nogil
         out = row_of(task, &task.out, block)
         stride = task.out.row_strides[task.ndim - 1]
         for r in range(block.rows):
-            clear_row(task, out + r * stride, task.classes, <real> 0)
+            # A factor that is nan, as where "mean" divides by 0, makes the whole row nan.
+            fill_row(task, out + r * stride, task.classes,
+                     factor[r] if labels[r] != IGNORED and factor[r] != factor[r] else <real> 0)
             if labels[r] != IGNORED:
                 put_one(task, out + r * stride + labels[r] * task.out.class_stride, <real> 0 - weights[r] * factor[r])
 
@@ -908,7 +911,7 @@ def nll_loss_with_grad(log_probs, target, axis=-1, *, weight=None, ignore_index=
     Notes
     -----
     The gradient is ``-weight[t]`` times the row's `grad_output` at the label t, divided by the summed weights for
-    "mean", and 0 elsewhere.
+    "mean", and 0 elsewhere. Where the weights of the rows that count sum to 0, "mean" and those rows' gradients are nan.
 
     Examples
     --------
