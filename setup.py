@@ -56,6 +56,8 @@ OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"
 TUNING = [
     # gcc: 16-lane loops are vectorised, not unrolled into scalars
     ["--param", "max-completely-peel-times=7"],
+    # gcc: nor do loops over a kilobyte become calls of memcpy and memset
+    ["-fno-tree-loop-distribute-patterns"],
     # identical code ran up to 20 % slower at an unlucky address
     ["-falign-functions=64"],
     ["-falign-loops=32"],

@@ -55,8 +55,8 @@ from cylsm._kernels cimport (
     few_kernel,
     finish_kernel,
     load_kernel,
-    log_kernel,
     merge_kernel,
+    pair_kernel,
     reduce_kernel,
     spread_kernel,
     store_kernel,
@@ -222,27 +222,40 @@ cdef inline void lift_sum(real top, real centre, real shift, real *total, real *
     carry[0] = lost * unit if lost - lost == 0 else <real> 0.0
 
 
-cdef inline real exp_of_any(real x) noexcept nogil:
-    """exp(x) for any x; the power of two in two factors, since the largest and the smallest overflow alone.
+cdef inline real set_factor(real factor, real *shift, real *least) noexcept nogil:
+    """The factor as mantissa times a power of two: exp_scaled multiplies by the power, which keeps what it returns in
+    range, and the caller by the mantissa, between sqrt(1/2) and sqrt(2) unless the factor is extreme."""
+    cdef real bias
+    cdef uint32_t exponent
+    cdef uint64_t wide_exponent
+    if real is float:
+        exponent = ((bits_of_float(factor) & <uint32_t> 0x7fffffff) + <uint32_t> 0x4afb0d) >> 23
+        exponent = <uint32_t> 1 if exponent < 1 else exponent
+        exponent = <uint32_t> 253 if exponent > 253 else exponent
+        shift[0] = float_of_bits(<uint32_t> 0x4b400000 + exponent)
+        factor = factor * float_of_bits((<uint32_t> 254 - exponent) << 23)
+    else:
+        wide_exponent = ((bits_of_double(factor) & <uint64_t> 0x7fffffffffffffff) + <uint64_t> 0x95f619980c433) >> 52
+        wide_exponent = <uint64_t> 1 if wide_exponent < 1 else wide_exponent
+        wide_exponent = <uint64_t> 2045 if wide_exponent > 2045 else wide_exponent
+        shift[0] = double_of_bits(<uint64_t> 0x4338000000000000 + wide_exponent)
+        factor = factor * double_of_bits((<uint64_t> 2046 - wide_exponent) << 52)
+    bias = shift[0] - rounder(&factor)
+    least[0] = -bias * <real> 0.6931471805599453
+    return factor
+
+
+cdef inline real exp_scaled(real x, real shift, real least) noexcept nogil:
+    """exp(x), for any x, times the power of two that set_factor made `shift` and `least` of. Times its mantissa, that is
+    exp(x) * factor: 0 below the smallest normal number, possibly inf above a third of the largest one.
 
     Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.17 / 0.89 / 0.89, float64 1.19 / 0.90 / 0.90.
     """
-    cdef real shift, shifted, other, most, least
-    cdef bint positive = x > 0
-    if real is float:
-        most = <real> 89.0
-        least = <real> -105.0
-        shift = <real> 12583009.0 if positive else <real> 12583069.0
-        other = <real> 1073741824.0 if positive else <real> 9.313225746154785e-10
-    else:
-        most = <real> 710.0
-        least = <real> -746.0
-        shift = <real> 6755399441056707.0 if positive else <real> 6755399441056827.0
-        other = <real> 1152921504606846976.0 if positive else <real> 8.673617379884035e-19
-    x = most if x > most else x
-    x = least if x < least else x
-    shifted = x * <real> 1.4426950408889634 + shift
-    return exp_reduced(False, x, shifted - shift) * power_of_two(shifted) * other
+    cdef real most = rounder(&x) + (<real> 255.0 if real is float else <real> 2047.0)
+    cdef real gap = least if least > x else x
+    cdef real shifted = gap * <real> 1.4426950408889634 + shift
+    shifted = shifted if shifted < most else most
+    return exp_reduced(False, gap, shifted - shift) * power_of_two(shifted)
 
 
 cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
@@ -357,7 +370,7 @@ cdef inline real term_of(int operation, real x, real y, real top, real e) noexce
         # Infinities of both signs make nan, whatever their weights add up to.
         return (y * x if x == <real> INFINITY else <real> 0.0) if x == top else e * y
     else:
-        return <real> 0.0 if x == top else e
+        return e if x != top else <real> 0.0
 
 
 cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
@@ -439,7 +452,7 @@ cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ss
             top[j] = larger(seen(operation, x[c * x_step + j], w0), top[j])
 
 
-cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ssize_t width, const real *x,
+cdef inline void lanes_sum(int operation, bint keep, bint apart, bint few, bint plain, Py_ssize_t width, const real *x,
                            Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of,
                            Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry, real *ties,
                            real *ties_carry, real *exps, Py_ssize_t exps_step, Py_ssize_t ahead,
@@ -454,6 +467,10 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
     cdef real kept[4 * STRIP]
     cdef bint backward = is_backward(operation)
     e0 = e1 = e2 = e3 = w0 = w1 = w2 = w3 = 0
+    if not backward and operation != LOGSUMEXP_WEIGHTED:
+        # Every element is a tie until it is found to differ: so one comparison serves the count and the sum.
+        for j in range(width):
+            ties[j] = ties[j] + classes
     for c in range(0, classes - 3, 4):
         if ahead > 0:
             ask_for(x + c * x_step + ahead, 4 * width)
@@ -463,8 +480,6 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
                 ask_for(exps + c * exps_step + ahead, 4 * width)
         if soon != NULL:
             ask_for(soon + c * x_step, 4 * width)
-            if operation == LOG_SOFTMAX_BACKWARD:
-                ask_for(y + c * y_step, 4 * width)
         for j in range(width):
             i = j * of_lane
             sum_here = total[j]
@@ -487,10 +502,16 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
                 e2 = exp_of_lane(plain, v2, of, of_step, i)
                 e3 = exp_of_lane(plain, v3, of, of_step, i)
             if keep:
-                kept[j] = e0
-                kept[width + j] = e1
-                kept[2 * width + j] = e2
-                kept[3 * width + j] = e3
+                if apart:
+                    kept[j] = e0
+                    kept[width + j] = e1
+                    kept[2 * width + j] = e2
+                    kept[3 * width + j] = e3
+                else:
+                    exps[c * exps_step + j] = e0
+                    exps[(c + 1) * exps_step + j] = e1
+                    exps[(c + 2) * exps_step + j] = e2
+                    exps[(c + 3) * exps_step + j] = e3
             if operation == LOGSUMEXP_WEIGHTED:
                 add_weighted(v0, w0, top, e0, &tied, &tied_lost, &sum_here, &lost)
                 add_weighted(v1, w1, top, e1, &tied, &tied_lost, &sum_here, &lost)
@@ -498,10 +519,10 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
                 add_weighted(v3, w3, top, e3, &tied, &tied_lost, &sum_here, &lost)
             else:
                 if not backward:
-                    tied = tied + 1 if v0 == top else tied
-                    tied = tied + 1 if v1 == top else tied
-                    tied = tied + 1 if v2 == top else tied
-                    tied = tied + 1 if v3 == top else tied
+                    tied = tied - 1 if v0 != top else tied
+                    tied = tied - 1 if v1 != top else tied
+                    tied = tied - 1 if v2 != top else tied
+                    tied = tied - 1 if v3 != top else tied
                 e0 = term_of(operation, v0, w0, top, e0)
                 e1 = term_of(operation, v1, w1, top, e1)
                 e2 = term_of(operation, v2, w2, top, e2)
@@ -525,7 +546,7 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
                 ties[j] = tied
             if operation == LOGSUMEXP_WEIGHTED:
                 ties_carry[j] = tied_lost
-        if keep:
+        if keep and apart:
             for k in range(4):
                 for j in range(width):
                     exps[(c + k) * exps_step + j] = kept[k * width + j]
@@ -548,7 +569,7 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, bint plain, Py_ss
                 add_weighted(v0, w0, top, e0, &tied, &tied_lost, &sum_here, &lost)
             else:
                 if not backward:
-                    tied = tied + 1 if v0 == top else tied
+                    tied = tied - 1 if v0 != top else tied
                 if operation == SOFTMAX_BACKWARD and real is float:
                     lost += lost_in_product(v0, w0)
                 add_term(backward, term_of(operation, v0, w0, top, e0), &sum_here, &lost)
@@ -605,7 +626,7 @@ cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
 
 cdef inline real applied(int operation, bint kept, real x, real y, const real *of, Py_ssize_t width,
                          Py_ssize_t j) noexcept nogil:
-    """One element of the result. `kept`: SOFTMAX, x is its exp; LOG_SOFTMAX_BACKWARD, the row is ordinary (below)."""
+    """One element of the result. `kept`: x is its exp."""
     cdef real e, top = of[TOP * width + j], low = of[LOW * width + j], unity, peak, others
     cdef double p
     if operation == SOFTMAX:
@@ -617,10 +638,8 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
     elif operation == SOFTMAX:
         e = x if kept else exp_of_lane(False, x, of, width, j)
         return peak if e == unity else (e * exp_unit(of)) * low
-    elif operation == LOG_SOFTMAX_BACKWARD and kept:
-        return x - exp_from(False, True, y, <real> 0.0, of[SHIFT * width + j], of[LEAST * width + j]) * of[PEAK * width + j]
     elif operation == LOG_SOFTMAX_BACKWARD:
-        return x - exp_of_any(y) * low
+        return x - exp_scaled(y, of[SHIFT * width + j], of[LEAST * width + j]) * low
     elif operation == SOFTMAX_BACKWARD:
         return y * (x - low)
     else:
@@ -645,6 +664,9 @@ cdef inline void read_state(int operation, Py_ssize_t width, const RowState *sta
     else:
         for j in range(width):
             of[LOW * width + j] = (<const real *> state.scale)[first + j]
+    if operation == LOG_SOFTMAX_BACKWARD:
+        for j in range(width):
+            of[LOW * width + j] = set_factor(of[LOW * width + j], &of[SHIFT * width + j], &of[LEAST * width + j])
     if operation == SOFTMAX or operation == MIXTURE:
         set_references(width, of)
         for j in range(width):
@@ -778,9 +800,13 @@ cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, co
         if reads_y(operation):
             for j in range(<int> lanes):
                 last_y[k * lanes + j] = y[at + j] if j >= known else <real> 0.0
-    lanes_sum(operation, keep, False, plain, lanes, x, lanes, y, lanes, whole // lanes, row, BATCH, 0, total, carry, ties,
-              ties_carry, exps, lanes, ahead, soon)
-    lanes_sum(operation, keep, True, plain, lanes, last_x, lanes, last_y, lanes, vectors, row, BATCH, 0, total, carry,
+    if keep and exps == x:
+        lanes_sum(operation, keep, False, False, plain, lanes, exps, lanes, y, lanes, whole // lanes, row, BATCH, 0, total, carry, ties,
+                  ties_carry, exps, lanes, ahead, soon)
+    else:
+        lanes_sum(operation, keep, False, False, plain, lanes, x, lanes, y, lanes, whole // lanes, row, BATCH, 0, total, carry, ties,
+                  ties_carry, exps, lanes, ahead, soon)
+    lanes_sum(operation, keep, True, True, plain, lanes, last_x, lanes, last_y, lanes, vectors, row, BATCH, 0, total, carry,
               ties, ties_carry, last_exps, lanes, 0, NULL)
     if keep:
         for k in range(vectors):
@@ -797,10 +823,12 @@ cdef inline void sum_rows(int operation, bint keep, bint plain, const real *x, P
                           Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const real *of, real *total,
                           real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t r, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
+    if is_backward(operation):
+        ahead = 0
     for r in range(rows):
         row_sum(operation, keep, plain, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
                 carry + r * lanes, ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step, ahead,
-                exps + r * exps_step if not keep and exps != NULL else NULL)
+                exps + r * exps_step if not keep and not is_backward(operation) and exps != NULL else NULL)
 
 
 cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
@@ -809,6 +837,7 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
     cdef Py_ssize_t r, lanes = lanes_of(x)
     cdef bint backward = is_backward(operation), plain = not backward and operation != LOGSUMEXP_WEIGHTED
     cdef bint guarded = backward or operation == LOGSUMEXP_WEIGHTED
+    cdef int centred = 0
     cdef real of[REFERENCE * BATCH]
     cdef real tops[BATCH * MOST_LANES]
     cdef real total[BATCH * MOST_LANES]
@@ -831,9 +860,9 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
     if operation == LOGSUMEXP_WEIGHTED:
         for r in range(rows * lanes):
             ties_carry[r] = 0
-    for r in range(rows):
-        plain = plain and of[CENTRE * BATCH + r] == 0
-    if plain:
+    for r in range(BATCH):
+        centred |= of[CENTRE * BATCH + r] != 0
+    if plain and not centred:
         sum_rows(operation, keep, True, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
                  exps_step)
     else:
@@ -952,41 +981,18 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
         memcpy(out + classes - lanes, last, 64)
 
 
-cdef inline void prepare_backward(const real *y, Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, real *of,
-                                  bint *ordinary) noexcept nogil:
-    """Which rows of log-probabilities exp_from can take: none far above 0, and a sum that bears exp_from's unit. For
-    these PEAK becomes what exp_from's result is multiplied by."""
-    cdef Py_ssize_t r
-    cdef real most = <real> 60.0 if real is float else <real> 600.0, centre, low
-    cdef real tops[BATCH * MOST_LANES]
-    for r in range(rows):
-        row_max(LOG_SOFTMAX_BACKWARD, y + r * y_step, y, classes, tops + r * lanes_of(y))
-    fold_max(tops, rows)
-    for r in range(rows):
-        low = of[LOW * BATCH + r]
-        ordinary[r] = tops[r] < most and (low == 0 or 1e-18 < fabs(low) < 1e9)
-        set_reference(<real> 0.0, &centre, &of[SHIFT * BATCH + r], &of[LEAST * BATCH + r])
-        of[PEAK * BATCH + r] = low * exp_unit(y)
-
-
 cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y,
                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                             bint stream) noexcept nogil:
     cdef Py_ssize_t b, r, i, n
-    cdef bint ordinary[BATCH]
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
         read_state(operation, BATCH, state, first + b * BATCH, factor + b * BATCH if operation == MIXTURE else factor, of)
-        if operation == LOG_SOFTMAX_BACKWARD:
-            prepare_backward(y + b * BATCH * y_step, y_step, n, classes, of, ordinary)
         for r in range(n):
             i = b * BATCH + r
-            if operation == LOG_SOFTMAX_BACKWARD and ordinary[r]:
-                apply_row(operation, True, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step, stream)
-            else:
-                apply_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step, stream)
+            apply_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step, stream)
 
 
 cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1030,7 +1036,7 @@ cdef inline void reduce_lanes(int operation, bint keep, bint few, Py_ssize_t wid
     if not is_backward(operation):
         lanes_max(operation, width, x, x_step, y, y_step, classes, of + TOP * width)
         set_references(width, of)
-    lanes_sum(operation, keep, few, False, width, x, x_step, y, y_step, classes, of, width, 1, total, carry, ties,
+    lanes_sum(operation, keep, True, few, False, width, x, x_step, y, y_step, classes, of, width, 1, total, carry, ties,
               ties_carry, exps, exps_step, 0, NULL)
     write_state(operation, width, width, of, total, carry, ties, ties_carry, state, first)
 
@@ -1414,10 +1420,12 @@ cdef void exp_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
         out[i] = exp_from(True, False, x[i], centre, shift, least) * exp_unit(x)
 
 
-cdef void exp_any_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
+cdef void exp_scaled_of(const real *x, const real *factors, real *out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
+    cdef real shift, least, mantissa
     for i in range(n):
-        out[i] = exp_of_any(x[i])
+        mantissa = set_factor(factors[i], &shift, &least)
+        out[i] = exp_scaled(x[i], shift, least) * mantissa
 
 
 cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept nogil:
@@ -1440,8 +1448,8 @@ table.of_float.few_rows = <few_kernel> &few_rows[float]
 table.of_float.load = <load_kernel> &load[float]
 table.of_float.store = <store_kernel> &store[float]
 table.of_float.exp_of = <exp_kernel> &exp_of[float]
-table.of_float.exp_any_of = <exp_kernel> &exp_any_of[float]
-table.of_float.log_of = <log_kernel> &log_of[float]
+table.of_float.exp_scaled_of = <pair_kernel> &exp_scaled_of[float]
+table.of_float.log_of = <pair_kernel> &log_of[float]
 table.of_double.reduce_rows = <reduce_kernel> &reduce_rows[double]
 table.of_double.reduce_strip = <reduce_kernel> &reduce_strip[double]
 table.of_double.merge = <merge_kernel> &merge[double]
@@ -1453,7 +1461,7 @@ table.of_double.few_rows = <few_kernel> &few_rows[double]
 table.of_double.load = <load_kernel> &load[double]
 table.of_double.store = <store_kernel> &store[double]
 table.of_double.exp_of = <exp_kernel> &exp_of[double]
-table.of_double.exp_any_of = <exp_kernel> &exp_any_of[double]
-table.of_double.log_of = <log_kernel> &log_of[double]
+table.of_double.exp_scaled_of = <pair_kernel> &exp_scaled_of[double]
+table.of_double.log_of = <pair_kernel> &log_of[double]
 
 capsule = PyCapsule_New(&table, "cylsm.KernelTable", NULL)
