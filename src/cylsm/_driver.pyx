@@ -251,8 +251,11 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.block.state.ties = take(base, &used, entries)
     worker.block.state.rest = take(base, &used, entries)
     worker.block.state.carry = take(base, &used, entries)
-    worker.block.state.log_sum = take(base, &used, entries)
-    worker.block.state.log_low = take(base, &used, entries)
+    if task.operation != SOFTMAX or task.close != NULL:
+        worker.block.state.log_sum = take(base, &used, entries)
+        worker.block.state.log_low = take(base, &used, entries)
+    else:
+        worker.block.state.log_sum = worker.block.state.log_low = NULL
     worker.block.state.peak = take(base, &used, entries)
     worker.block.state.others = take(base, &used, entries)
     worker.block.state.scale = take(base, &used, entries)

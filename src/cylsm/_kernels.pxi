@@ -784,14 +784,14 @@ cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, co
     cdef Py_ssize_t k, at, start, lanes = lanes_of(x)
     cdef Py_ssize_t whole = classes - classes % (4 * lanes)
     cdef Py_ssize_t vectors = (classes - whole + lanes - 1) // lanes
+    cdef Py_ssize_t counted = 4 if vectors == 3 else vectors
     cdef int j, known
     cdef real last_x[4 * MOST_LANES]
     cdef real last_y[4 * MOST_LANES]
     cdef real last_exps[4 * MOST_LANES]
+    cdef real end[MOST_LANES]
     cdef real nothing = <real> 0.0 if is_backward(operation) else <real> -INFINITY
-    if vectors == 3:
-        vectors = 4
-    for k in range(vectors):
+    for k in range(counted):
         start = whole + k * lanes
         at = end_of_row(x, classes, start)
         known = <int> min(start - at, lanes)
@@ -800,23 +800,25 @@ cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, co
         if reads_y(operation):
             for j in range(<int> lanes):
                 last_y[k * lanes + j] = y[at + j] if j >= known else <real> 0.0
+    if keep and vectors > 0:
+        for j in range(<int> lanes):
+            end[j] = x[classes - lanes + j]
     if keep and exps == x:
-        lanes_sum(operation, keep, False, False, plain, lanes, exps, lanes, y, lanes, whole // lanes, row, BATCH, 0, total, carry, ties,
-                  ties_carry, exps, lanes, ahead, soon)
+        # The same pointer: the compiler sees that an element is read before it is written.
+        lanes_sum(operation, keep, False, False, plain, lanes, exps, lanes, y, lanes, whole // lanes, row, BATCH, 0, total,
+                  carry, ties, ties_carry, exps, lanes, ahead, soon)
     else:
-        lanes_sum(operation, keep, False, False, plain, lanes, x, lanes, y, lanes, whole // lanes, row, BATCH, 0, total, carry, ties,
-                  ties_carry, exps, lanes, ahead, soon)
-    lanes_sum(operation, keep, True, True, plain, lanes, last_x, lanes, last_y, lanes, vectors, row, BATCH, 0, total, carry,
-              ties, ties_carry, last_exps, lanes, 0, NULL)
-    if keep:
-        for k in range(vectors):
-            start = whole + k * lanes
-            at = end_of_row(x, classes, start)
-            known = <int> min(start - at, lanes)
+        lanes_sum(operation, keep, False, False, plain, lanes, x, lanes, y, lanes, whole // lanes, row, BATCH, 0, total,
+                  carry, ties, ties_carry, exps, lanes, ahead, soon)
+    lanes_sum(operation, keep, True, is_backward(operation), plain, lanes, last_x, lanes, last_y, lanes, counted, row, BATCH,
+              0, total, carry, ties, ties_carry, last_exps, lanes, 0, NULL)
+    if keep and vectors > 0:
+        for k in range(vectors - 1):
             for j in range(<int> lanes):
-                last_x[j] = last_exps[k * lanes + j] if j >= known else exps[at + j]
-            for j in range(<int> lanes):
-                exps[at + j] = last_x[j]
+                exps[whole + k * lanes + j] = last_exps[k * lanes + j]
+        # Some of the last vector's exps have just been stored: to read them back would take longer than to compute them.
+        for j in range(<int> lanes):
+            exps[classes - lanes + j] = exp_of_lane(plain, end[j], row, BATCH, 0)
 
 
 cdef inline void sum_rows(int operation, bint keep, bint plain, const real *x, Py_ssize_t x_step, const real *y,
@@ -1238,12 +1240,13 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
             (<real *> state.log_low)[first + j] = <real> (magnitude - <real> magnitude if fabs(magnitude) < INFINITY else 0.0)
             (<real *> state.scale)[first + j] = <real> sign
         return
-    for j in range(n):
-        log_sum[j] = log_of_sum(ties[j], rest[j], carry[j], &log_low[j])
-    for j in range(n):
-        (<real *> state.log_sum)[first + j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
-    for j in range(n):
-        (<real *> state.log_low)[first + j] = log_low[j] if log_low[j] - log_low[j] == 0 else <real> 0.0
+    if state.log_sum != NULL:
+        for j in range(n):
+            log_sum[j] = log_of_sum(ties[j], rest[j], carry[j], &log_low[j])
+        for j in range(n):
+            (<real *> state.log_sum)[first + j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
+        for j in range(n):
+            (<real *> state.log_low)[first + j] = log_low[j] if log_low[j] - log_low[j] == 0 else <real> 0.0
     if operation != SOFTMAX and operation != MIXTURE:
         return
     for j in range(n):
@@ -1252,7 +1255,9 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
         for j in range(n):
             factors[j] = factor[j]
     for j in range(width):
-        of[TOP * width + j] = (<const real *> state.top)[first + j] if j < n else <real> 0.0
+        of[TOP * width + j] = 0
+    for j in range(n):
+        of[TOP * width + j] = (<const real *> state.top)[first + j]
     set_references(width, of)
     for j in range(n):
         lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &low)
@@ -1395,11 +1400,12 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
         factor_here = factor
         if factor != NULL:
             factor_here = factor + r
-        ask_for(x + r * x_step + ahead, ahead)
-        if y != x:
-            ask_for(y + r * y_step + ahead, ahead)
-        if out != NULL and out != x:
-            ask_for(out + r * out_step + ahead, ahead)
+        if not is_backward(operation):
+            ask_for(x + r * x_step + ahead, ahead)
+            if y != x:
+                ask_for(y + r * y_step + ahead, ahead)
+            if out != NULL and out != x:
+                ask_for(out + r * out_step + ahead, ahead)
         if n > MOST_LANES:
             few_group(operation, GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
                       factor_here, out + r * out_step, out_step, scratch)
