@@ -16,7 +16,7 @@
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
 
 from libc.float cimport DBL_MAX, FLT_MAX
-from libc.math cimport INFINITY, NAN, exp as libm_exp, exp2, fabs, log as libm_log, log1p
+from libc.math cimport INFINITY, NAN, exp as libm_exp, exp2, fabs, frexp, ldexp, log as libm_log
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -1197,14 +1197,29 @@ cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t row
             (<real *> state.carry)[i] = low_part(rest, carry, <real> rest)
 
 
-cdef inline void signed_log(double ties, double rest, double *magnitude, double *sign) noexcept nogil:
-    """log of |ties + rest|, as log|ties| + log1p(rest / ties) where rest is the smaller one, and the sum's sign."""
-    cdef double total = ties + rest
+cdef inline double signed_log(double ties, double rest, double carry, double *low, double *sign) noexcept nogil:
+    """log of |ties + rest + carry|, what its rounding lost, and the sum's sign."""
+    cdef double total = ties + (rest + carry)
+    cdef double half, tail, high, k, turn
+    cdef int exponent = 0
+    low[0] = 0
     sign[0] = <double> (total > 0) - <double> (total < 0) if total == total else total
-    if fabs(rest) < fabs(ties) and fabs(ties) < INFINITY:
-        magnitude[0] = libm_log(fabs(ties)) + log1p(rest / ties)
-    else:
-        magnitude[0] = libm_log(fabs(total))
+    if not (0 < fabs(total) < INFINITY):
+        return libm_log(fabs(total))
+    half = ties + rest
+    tail = lost_in_sum(ties, rest, half) + carry
+    total = half + tail
+    tail = lost_in_sum(half, tail, total)
+    if fabs(total) < 0.75:
+        # log_of_sum takes none so small.
+        frexp(total, &exponent)
+        exponent -= 1
+    turn = ldexp(-1.0 if total < 0 else 1.0, -exponent)
+    high = log_of_sum(turn * total, turn * tail, 0.0, low)
+    k = exponent * 6.93147180369123816490e-01
+    total = high + k
+    low[0] = low[0] + lost_in_sum(high, k, total) + exponent * 1.90821492927058770002e-10
+    return total
 
 
 cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, const RowState *state, Py_ssize_t first,
@@ -1222,7 +1237,7 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
     cdef real factors[GROUP]
     cdef real others[GROUP]
     cdef real lift, low
-    cdef double magnitude, sign
+    cdef double magnitude, magnitude_low, sign
     for j in range(n):
         rest[j] = (<const real *> state.rest)[first + j]
     for j in range(n):
@@ -1235,9 +1250,10 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
         ties[j] = (<const real *> state.ties)[first + j]
     if operation == LOGSUMEXP_WEIGHTED:
         for j in range(n):
-            signed_log(ties[j], rest[j] + <double> carry[j], &magnitude, &sign)
+            magnitude = signed_log(ties[j], rest[j], carry[j], &magnitude_low, &sign)
             (<real *> state.log_sum)[first + j] = <real> magnitude
-            (<real *> state.log_low)[first + j] = <real> (magnitude - <real> magnitude if fabs(magnitude) < INFINITY else 0.0)
+            magnitude_low = (magnitude - <real> magnitude) + magnitude_low
+            (<real *> state.log_low)[first + j] = <real> (magnitude_low if magnitude_low - magnitude_low == 0 else 0.0)
             (<real *> state.scale)[first + j] = <real> sign
         return
     if state.log_sum != NULL:
