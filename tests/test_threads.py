@@ -264,6 +264,14 @@ def test_affinity_limits_threads():
 
 
 @linux
+def test_threads_that_openmp_binds_are_as_many():
+    """Though each of them, the calling one too, then has a single processor."""
+    assert run(HOW_MANY, OMP_PROC_BIND="true") == run(HOW_MANY)
+    place = str(min(os.sched_getaffinity(0)))
+    assert run(HOW_MANY, OMP_PROC_BIND="true", OMP_PLACES=f"{{{place}}}") == ["1"]
+
+
+@linux
 def test_affinity_is_read_at_each_call():
     program = """
 import os

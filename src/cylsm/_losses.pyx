@@ -415,16 +415,21 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
     cdef char *p
     cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
     cdef bint native = task.out.native
+    cdef real here[MOST_ROWS]
+    if native:
+        # Apart from the choice, which no processor can predict where classes are few.
+        for r in range(block.rows):
+            here[r] = (<real *> (out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0]
+        for r in range(block.rows):
+            here[r] = -others[r] if picked[r] == top[r] else here[r] - factor[r]
     for r in range(block.rows):
         p = out + r * stride
         if labels[r] == IGNORED:
             fill_row(task, p, task.classes, <real> 0)
-            continue
-        p += labels[r] * class_stride
-        if native:
-            (<real *> p)[0] = -others[r] if picked[r] == top[r] else (<real *> p)[0] - factor[r]
+        elif native:
+            (<real *> (p + labels[r] * class_stride))[0] = here[r]
         else:
-            put_target(task, p, picked[r] - top[r], others[r], peak[r], factor[r])
+            put_target(task, p + labels[r] * class_stride, picked[r] - top[r], others[r], peak[r], factor[r])
 
 
 cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept nogil:

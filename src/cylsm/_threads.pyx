@@ -15,10 +15,29 @@ cdef extern from *:
 
     #if defined(__linux__)
     #include <sched.h>
+
+    /* Where OpenMP binds its threads (OMP_PROC_BIND, GOMP_CPU_AFFINITY), the calling one may have a single processor,
+       and it is OpenMP's places that count. They do not change. */
+    static int cylsm_places(void)
+    {
+        static int processors = 0;
+    #if defined(_OPENMP) && _OPENMP >= 201511
+        int place, sum = 0;
+        if (processors == 0) {
+            for (place = 0; place < omp_get_num_places(); place++)
+                sum += omp_get_place_num_procs(place);
+            processors = omp_get_proc_bind() == omp_proc_bind_false || sum == 0 ? -1 : sum;
+        }
+    #endif
+        return processors;
+    }
+
     /* More processors than the fixed-size set has room for: not a limit. */
     static int cylsm_processors(void)
     {
         cpu_set_t set;
+        if (cylsm_places() > 0)
+            return cylsm_places();
         return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
     }
     #else
