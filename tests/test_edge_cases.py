@@ -419,6 +419,14 @@ def test_weighted_logsumexp(x, b, log, sign, dtype):
     np.testing.assert_allclose(cylsm.logsumexp(padded[0], b=padded[1], return_sign=True), (log, sign), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("x", "b"), [([0], [6e-309]), ([0, -1], [1e-310] * 2), ([700, 700], [1e-310] * 2), ([0], [1e300])]
+)
+def test_weighted_sums_near_the_ends_of_the_range(x, b, isa):
+    expected = x[0] + np.log(b[0]) + np.log(np.exp(np.subtract(x, x[0])).sum())
+    assert cylsm.logsumexp(x, b=b) == pytest.approx(expected, rel=1e-14)
+
+
 def test_numbers_of_the_table():
     np.testing.assert_array_equal(cylsm.log_softmax([INF, 0]), [NAN, -INF])
     np.testing.assert_array_equal(cylsm.softmax([INF, 0]), [NAN, 0])

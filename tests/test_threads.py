@@ -269,6 +269,7 @@ def test_threads_that_openmp_binds_are_as_many():
     assert run(HOW_MANY, OMP_PROC_BIND="true") == run(HOW_MANY)
     place = str(min(os.sched_getaffinity(0)))
     assert run(HOW_MANY, OMP_PROC_BIND="true", OMP_PLACES=f"{{{place}}}") == ["1"]
+    assert run(HOW_MANY, OMP_PROC_BIND="master", OMP_PLACES="threads") == ["1"]
 
 
 @linux

@@ -42,6 +42,7 @@ cdef enum:
     MOST_BLOCK_ROWS = 32
     STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
     MOST_STRIP_TILES = 16           # each has a state of its own
+    MOST_TILE = 8388608             # elements: ties are counted in float
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
     # float32 along the first axis takes 11 ms so, with 256 lanes, and 18 ms with 64.
     STRIP_BYTES = 262144
@@ -194,7 +195,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.regime = regime_of(task)
     # The last tile has SHORTEST_ROW classes at least.
     plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
-    while plan.regime == STRIP and task.classes > MOST_STRIP_TILES * plan.tile:
+    while plan.regime == STRIP and task.classes > MOST_STRIP_TILES * plan.tile and plan.tile < MOST_TILE:
         plan.tile = 2 * plan.tile
     plan.tiles = max(<Py_ssize_t> 1, (task.classes - SHORTEST_ROW) // plan.tile + 1)
     if plan.tiles == 1:

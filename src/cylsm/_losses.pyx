@@ -417,7 +417,8 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
     cdef bint native = task.out.native
     cdef real here[MOST_ROWS]
     if native:
-        # Apart from the choice, which no processor can predict where classes are few.
+        # Before the choice is made, for all rows at once: a branch would be mispredicted where classes are few. Of an
+        # ignored row class 0 is read, and not used.
         for r in range(block.rows):
             here[r] = (<real *> (out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0]
         for r in range(block.rows):

@@ -16,8 +16,8 @@ cdef extern from *:
     #if defined(__linux__)
     #include <sched.h>
 
-    /* Where OpenMP binds its threads (OMP_PROC_BIND, GOMP_CPU_AFFINITY), the calling one may have a single processor,
-       and it is OpenMP's places that count. They do not change. */
+    /* Where OpenMP spreads its threads over places (OMP_PROC_BIND, GOMP_CPU_AFFINITY), the calling one may have a single
+       processor, and it is the places that count. They are read once: OpenMP does not follow later changes of affinity. */
     static int cylsm_places(void)
     {
         static int processors = 0;
@@ -26,7 +26,9 @@ cdef extern from *:
         if (processors == 0) {
             for (place = 0; place < omp_get_num_places(); place++)
                 sum += omp_get_place_num_procs(place);
-            processors = omp_get_proc_bind() == omp_proc_bind_false || sum == 0 ? -1 : sum;
+            if (omp_get_proc_bind() == omp_proc_bind_false || omp_get_proc_bind() == omp_proc_bind_master)
+                sum = 0; /* free, or all in the calling thread's place */
+            processors = sum > 0 ? sum : -1;
         }
     #endif
         return processors;
