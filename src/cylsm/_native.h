@@ -13,7 +13,7 @@
 #define CYLSM_X86 1
 #endif
 
-#if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64)
+#if defined(__GNUC__) && (defined(__FMA__) || defined(__aarch64__))
 #define CYLSM_FMA 1
 #else
 #define CYLSM_FMA 0
