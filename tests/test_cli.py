@@ -252,6 +252,7 @@ def test_blocks_partition_the_array_into_runs(class_axis, fortran_order, block_s
 
 
 @posix
+@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="AddressSanitizer's shadow takes more memory than is allowed")
 def test_file_is_not_held_in_memory(files):
     rows, classes = 4096, 65536
     # A sparse file: a gigabyte that takes no room on disk.
