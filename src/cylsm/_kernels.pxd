@@ -61,15 +61,15 @@ cdef struct RowState:
     void *cost
 
 # Fills entries first .. first + rows of the state. SOFTMAX: `exps` receives the exps; otherwise, if not NULL, it is what
-# will be read or written next, and is asked for meanwhile.
+# will be written next, and is asked for meanwhile, but not while a backward operation's short sum is taken.
 ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                                void *exps, Py_ssize_t exps_step) noexcept nogil
 # Folds the entries of `tiles` tiles (tile t of row r at t * rows + r), in order, into entries first .. first + rows.
 ctypedef void (*merge_kernel)(int operation, const RowState *state, void *tops, Py_ssize_t rows, Py_ssize_t tiles,
                               Py_ssize_t first) noexcept nogil
-# Sets log_sum and log_low of entries first .. first + rows, and where they are needed peak, others and scale; a NULL
-# factor is 1.
+# Sets log_sum and log_low of entries first .. first + rows (of a SOFTMAX whose log_sum is NULL nobody wants them), and
+# where they are needed peak, others and scale; a NULL factor is 1.
 ctypedef void (*finish_kernel)(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
                                const void *factor) noexcept nogil
 # Sets every tile's scale and peak from its row's, so that exps taken relative to a tile's own top can be used as they

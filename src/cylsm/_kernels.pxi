@@ -813,6 +813,7 @@ cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, co
     else:
         lanes_sum(operation, keep, False, False, plain, lanes, x, lanes, y, lanes, whole // lanes, row, BATCH, 0, total,
                   carry, ties, ties_carry, exps, lanes, ahead, soon)
+    # Terms of both signs are added one by one.
     lanes_sum(operation, keep, True, is_backward(operation), plain, lanes, last_x, lanes, last_y, lanes, counted, row, BATCH,
               0, total, carry, ties, ties_carry, last_exps, lanes, 0, NULL)
     if keep and vectors > 0:
@@ -1207,21 +1208,19 @@ cdef inline double signed_log(double ties, double rest, double carry, double *lo
     cdef double half, tail, log_mantissa, log_power, result
     cdef int exponent = 0
     low[0] = 0
+    if fabs(total) < INFINITY:
+        half = ties + rest
+        tail = lost_in_sum(ties, rest, half) + carry
+        total = half + tail
+        tail = lost_in_sum(half, tail, total)
     sign[0] = <double> (total > 0) - <double> (total < 0) if total == total else total
     if not (0 < fabs(total) < INFINITY):
         return libm_log(fabs(total))
-    half = ties + rest
-    tail = lost_in_sum(ties, rest, half) + carry
-    total = half + tail
-    tail = lost_in_sum(half, tail, total)
-    if total < 0:
-        total = -total
-        tail = -tail
-    if total < 0.75:
+    if fabs(total) < 0.75:
         # log_of_sum takes none so small.
         frexp(total, &exponent)
         exponent -= 1
-    log_mantissa = log_of_sum(ldexp(total, -exponent), ldexp(tail, -exponent), 0.0, low)
+    log_mantissa = log_of_sum(ldexp(sign[0] * total, -exponent), ldexp(sign[0] * tail, -exponent), 0.0, low)
     log_power = exponent * 6.93147180369123816490e-01
     result = log_mantissa + log_power
     low[0] = low[0] + lost_in_sum(log_mantissa, log_power, result) + exponent * 1.90821492927058770002e-10

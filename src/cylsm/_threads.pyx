@@ -13,33 +13,26 @@ cdef extern from *:
     static int omp_get_max_threads(void) { return 1; }
     #endif
 
-    #if defined(__linux__)
-    #include <sched.h>
-
     /* Where OpenMP spreads its threads over places (OMP_PROC_BIND, GOMP_CPU_AFFINITY), the calling one may have a single
-       processor, and it is the places that count. They are read once: OpenMP does not follow later changes of affinity. */
+       processor, and it is the places' processors that count; 0 where threads are free, or all in one place. */
     static int cylsm_places(void)
     {
-        static int processors = 0;
+        int sum = 0;
     #if defined(_OPENMP) && _OPENMP >= 201511
-        int place, sum = 0;
-        if (processors == 0) {
+        int place;
+        if (omp_get_proc_bind() != omp_proc_bind_false && omp_get_proc_bind() != omp_proc_bind_master)
             for (place = 0; place < omp_get_num_places(); place++)
                 sum += omp_get_place_num_procs(place);
-            if (omp_get_proc_bind() == omp_proc_bind_false || omp_get_proc_bind() == omp_proc_bind_master)
-                sum = 0; /* free, or all in the calling thread's place */
-            processors = sum > 0 ? sum : -1;
-        }
     #endif
-        return processors;
+        return sum;
     }
 
+    #if defined(__linux__)
+    #include <sched.h>
     /* More processors than the fixed-size set has room for: not a limit. */
     static int cylsm_processors(void)
     {
         cpu_set_t set;
-        if (cylsm_places() > 0)
-            return cylsm_places();
         return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
     }
     #else
@@ -58,6 +51,7 @@ cdef extern from *:
     """
     const bint CYLSM_OPENMP
     int omp_get_max_threads() nogil
+    int cylsm_places()
     int cylsm_processors() nogil
     int cylsm_forked
     void cylsm_watch_forks()
@@ -68,6 +62,7 @@ cdef enum:
 cdef int chosen = 0     # set_num_threads; 0: no limit
 cdef int granted        # by the control group's quota, and all the processors where affinity is unknown
 cdef int pretended = 0  # _pretend_processors
+cdef int places         # processors that OpenMP binds its threads to, which it decides once; 0: it binds none
 
 
 def cgroup_processors():
@@ -99,6 +94,7 @@ def open_text(name):
 
 
 granted = min(os.cpu_count() or 1, cgroup_processors() or 1 << 20)
+places = cylsm_places()
 cylsm_watch_forks()
 
 
@@ -110,7 +106,7 @@ cdef int most_threads() noexcept nogil:
     if chosen > 0:
         n = min(n, chosen)
     if n > 1 and pretended == 0:
-        processors = cylsm_processors()
+        processors = places if places > 0 else cylsm_processors()
         if processors > 0:
             n = min(n, processors)
     return max(n, 1)
