@@ -16,7 +16,7 @@
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
 
 from libc.float cimport DBL_MAX, FLT_MAX
-from libc.math cimport INFINITY, NAN, exp as libm_exp, exp2, fabs, frexp, ldexp, log as libm_log
+from libc.math cimport INFINITY, NAN, exp as libm_exp, exp2, fabs, fma, fmaf, frexp, ldexp, log as libm_log
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -80,6 +80,7 @@ cdef enum:
     MOST_LANES = 16           # LANES of float; stack arrays have room for either dtype
     BATCH = 16                # rows whose lanes are folded together
     FEW_CLASSES = 64          # a strip's classes up to here are added one by one, as those of few_rows are
+    SHORT_CLASSES = 16        # of so few, GROUP lanes at a time are reduced
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
 
 # What belongs to a row (or lane): lines of one array, as long as there are rows.
@@ -207,19 +208,34 @@ cdef inline real lift_to(real top, real centre, real shift, real *low) noexcept 
     return lift
 
 
+cdef inline real finite(real x) noexcept nogil:
+    """x, or 0 for what is not finite."""
+    return x if x - x == 0 else <real> 0.0
+
+
+cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
+    """What the rounding of s = a + b lost (Knuth's TwoSum)."""
+    cdef real v = s - a
+    return (a - (s - v)) + (b - v)
+
+
+cdef inline real lost_in_product(real x, real y, real product) noexcept nogil:
+    """What the rounding of x * y lost; in float64 nothing where there is no FMA to tell."""
+    if CYLSM_FMA:
+        if real is float:
+            return fmaf(x, y, -product)
+        else:
+            return fma(x, y, -product)
+    return <real> (<double> x * y - product)
+
+
 cdef inline void lift_sum(real top, real centre, real shift, real *total, real *carry) noexcept nogil:
     """A sum of exp_from's becomes one of exp(x - top)'s."""
-    cdef real low, lost, unit = exp_unit(&top), lift = lift_to(top, centre, shift, &low)
-    cdef double product
-    lost = carry[0] * lift + total[0] * low
-    if real is float:
-        product = <double> total[0] * lift
-        total[0] = <real> product
-        lost += <real> (product - total[0])
-    else:
-        total[0] = total[0] * lift
-    total[0] = total[0] * unit
-    carry[0] = lost * unit if lost - lost == 0 else <real> 0.0
+    cdef real low, unit = exp_unit(&top), lift = lift_to(top, centre, shift, &low)
+    cdef real product = total[0] * lift
+    cdef real lost = (carry[0] * lift + total[0] * low) + lost_in_product(total[0], lift, product)
+    total[0] = product * unit
+    carry[0] = finite(lost) * unit
 
 
 cdef inline real set_factor(real factor, real *shift, real *least) noexcept nogil:
@@ -260,28 +276,37 @@ cdef inline real exp_scaled(real x, real shift, real least) noexcept nogil:
     return exp_reduced(False, gap, shifted - shift) * power_of_two(shifted)
 
 
-cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
-    """What the rounding of s = a + b lost (Knuth's TwoSum)."""
-    cdef real v = s - a
-    return (a - (s - v)) + (b - v)
-
-
 cdef inline void set_shares(real factor, real ties, real rest, real carry, real lift, real lift_low, real *peak,
-                            real *scale, real *others) noexcept nogil:
-    """factor / sum, that times lift, and factor times the probability of all but one of the ties."""
-    cdef double share
+                            real *scale) noexcept nogil:
+    """factor / sum, and that times lift."""
+    cdef double exact
+    cdef real s, inverse, excess, share, lost
+    if real is float and not CYLSM_FMA:
+        exact = factor / ((<double> ties + rest) + carry)
+        peak[0] = <float> exact
+        scale[0] = <float> (exact * (<double> lift + lift_low))
+    else:
+        # A step of Newton's, for the digits that s and the division lost.
+        s = ties + rest
+        inverse = <real> 1.0 / s
+        excess = (lost_in_sum(ties, rest, s) + carry) * inverse
+        if CYLSM_FMA:
+            excess += lost_in_product(inverse, s, <real> 1.0)
+        share = inverse - inverse * excess
+        lost = (inverse - share) - inverse * excess
+        peak[0] = factor * share
+        scale[0] = factor * (share * lift + (share * lift_low + lost * lift))
+
+
+cdef inline real share_of_others(real factor, real ties, real rest, real carry) noexcept nogil:
+    """factor times the probability of all but one of the ties."""
     cdef real s, c
     if real is float:
-        share = factor / ((<double> ties + rest) + carry)
-        peak[0] = <float> share
-        scale[0] = <float> (share * (<double> lift + lift_low))
-        others[0] = <float> (share * ((<double> ties - 1 + rest) + carry))
+        return <float> (factor * ((<double> ties - 1 + rest) + carry) / ((<double> ties + rest) + carry))
     else:
         s = ties + rest
         c = (lost_in_sum(ties, rest, s) + carry) / s
-        peak[0] = factor * ((1.0 - c) / s)
-        scale[0] = factor * ((lift + (lift_low - c * lift)) / s)
-        others[0] = factor * ((1.0 - c) * (((ties - 1) + (rest + carry)) / s))
+        return factor * ((1.0 - c) * (((ties - 1) + (rest + carry)) / s))
 
 
 cdef inline real log_of_sum(real a, real b, real carry, real *lost) noexcept nogil:
@@ -354,7 +379,7 @@ cdef inline void add_term(bint guarded, real term, real *total, real *carry) noe
     if guarded:
         s = total[0] + term
         lost = lost_in_sum(total[0], term, s)
-        carry[0] += lost if lost - lost == 0 else <real> 0.0
+        carry[0] += finite(lost)
     else:
         y = term + carry[0]
         s = total[0] + y
@@ -386,25 +411,13 @@ cdef inline real exp_of_lane(bint plain, real x, const real *of, Py_ssize_t step
     return exp_from(True, plain, x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
 
 
-cdef inline real lost_in_product(real x, real y) noexcept nogil:
-    """What the rounding of x * y lost, in float."""
-    cdef double exact = <double> x * y
-    cdef real lost = <real> (exact - <real> exact)
-    return lost if lost - lost == 0 else <real> 0.0
-
-
-cdef inline real lost_in_term(real x, real y, real top, real e) noexcept nogil:
-    """What the rounding of a weighted term lost, in float."""
-    return <real> 0.0 if x == top else lost_in_product(e, y)
-
-
 cdef inline void add_weighted(real x, real w, real top, real e, real *ties, real *ties_carry, real *total,
                               real *carry) noexcept nogil:
     """One element of a weighted sum, with what its roundings lose."""
     cdef real tie = w if x == top else <real> 0.0
     add_term(True, tie, ties, ties_carry)
     add_term(True, term_of(LOGSUMEXP_WEIGHTED, x, w, top, e), total, carry)
-    carry[0] += lost_in_term(x, w, top, e)
+    carry[0] += <real> 0.0 if x == top else finite(lost_in_product(e, w, e * w))
 
 
 cdef inline real seen(int operation, real x, real y) noexcept nogil:
@@ -428,30 +441,143 @@ cdef inline void ask_for(const real *x, Py_ssize_t n) noexcept nogil:
         prefetch_line(x + i * lanes_of(x))
 
 
+cdef inline void max_of_classes(int operation, int n, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+                                Py_ssize_t y_step, real *top) noexcept nogil:
+    """Raises top[j] to the largest of x[c * x_step + j] of n classes, up to four."""
+    cdef Py_ssize_t j
+    cdef real v0, v1, v2, v3, w0 = 0, w1 = 0, w2 = 0, w3 = 0
+    for j in range(width):
+        if operation == LOGSUMEXP_WEIGHTED:
+            w0 = y[j]
+            w1 = y[y_step + j] if n > 1 else w0
+            w2 = y[2 * y_step + j] if n > 2 else w0
+            w3 = y[3 * y_step + j] if n > 3 else w0
+        # larger(x, top) skips a nan in x, so every element is compared with what is none.
+        v0 = larger(seen(operation, x[j], w0), top[j])
+        v1 = larger(seen(operation, x[x_step + j], w1), lowest(x)) if n > 1 else v0
+        v2 = larger(seen(operation, x[2 * x_step + j], w2), v0) if n > 2 else v0
+        v3 = larger(seen(operation, x[3 * x_step + j], w3), v1) if n > 3 else v1
+        top[j] = larger(v3, v2)
+
+
 cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                            Py_ssize_t y_step, Py_ssize_t classes, real *top) noexcept nogil:
-    """Raises top[j] to the largest of x[c * x_step + j], four classes a sweep."""
-    cdef Py_ssize_t c, j
-    cdef real v0, v1, v2, v3, w0 = 0, w1 = 0, w2 = 0, w3 = 0
-    cdef bint weighted = operation == LOGSUMEXP_WEIGHTED
-    for c in range(0, classes - 3, 4):
-        for j in range(width):
-            if weighted:
-                w0 = y[c * y_step + j]
-                w1 = y[(c + 1) * y_step + j]
-                w2 = y[(c + 2) * y_step + j]
-                w3 = y[(c + 3) * y_step + j]
-            # larger(x, top) skips a nan in x, so every element is compared with what is none.
-            v0 = larger(seen(operation, x[c * x_step + j], w0), top[j])
-            v1 = larger(seen(operation, x[(c + 1) * x_step + j], w1), lowest(x))
-            v2 = larger(seen(operation, x[(c + 2) * x_step + j], w2), v0)
-            v3 = larger(seen(operation, x[(c + 3) * x_step + j], w3), v1)
-            top[j] = larger(v3, v2)
-    for c in range(classes - classes % 4, classes):
-        for j in range(width):
-            if weighted:
-                w0 = y[c * y_step + j]
-            top[j] = larger(seen(operation, x[c * x_step + j], w0), top[j])
+    """The same for any number of classes, four a sweep."""
+    cdef Py_ssize_t c, whole = classes - classes % 4
+    for c in range(0, whole, 4):
+        max_of_classes(operation, 4, width, x + c * x_step, x_step, y + c * y_step, y_step, top)
+    x = x + whole * x_step
+    y = y + whole * y_step
+    if classes - whole == 3:
+        max_of_classes(operation, 3, width, x, x_step, y, y_step, top)
+    elif classes - whole == 2:
+        max_of_classes(operation, 2, width, x, x_step, y, y_step, top)
+    elif classes - whole == 1:
+        max_of_classes(operation, 1, width, x, x_step, y, y_step, top)
+
+
+cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bint few, bint plain, Py_ssize_t width,
+                                const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, const real *of,
+                                Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry, real *ties,
+                                real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
+    """Adds the terms and ties of n classes, up to four, to their lanes': the classes' sum, or each of `few` terms, is
+    added with Kahan's compensation. What lane j counts from stands at of[j * of_lane]. Exps are stored as they come
+    where the steps are constants, so that the compiler can tell x and exps apart, and otherwise by way of an array
+    `apart`."""
+    cdef Py_ssize_t j, k, i
+    cdef double exact
+    cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3, top, sum_here, lost, tied, tied_lost
+    cdef real kept[4 * STRIP]
+    cdef bint backward = is_backward(operation)
+    w0 = w1 = w2 = w3 = 0
+    for j in range(width):
+        i = j * of_lane
+        sum_here = total[j]
+        lost = carry[j]
+        tied = ties[j]
+        tied_lost = ties_carry[j] if operation == LOGSUMEXP_WEIGHTED else <real> 0.0
+        top = of[TOP * of_step + i]
+        v1 = v2 = v3 = e0 = e1 = e2 = e3 = 0
+        if reads_y(operation):
+            w0 = y[j]
+            w1 = y[y_step + j] if n > 1 else <real> 0.0
+            w2 = y[2 * y_step + j] if n > 2 else <real> 0.0
+            w3 = y[3 * y_step + j] if n > 3 else <real> 0.0
+        v0 = seen(operation, x[j], w0)
+        if n > 1:
+            v1 = seen(operation, x[x_step + j], w1)
+        if n > 2:
+            v2 = seen(operation, x[2 * x_step + j], w2)
+        if n > 3:
+            v3 = seen(operation, x[3 * x_step + j], w3)
+        if not backward:
+            e0 = exp_of_lane(plain, v0, of, of_step, i)
+            if n > 1:
+                e1 = exp_of_lane(plain, v1, of, of_step, i)
+            if n > 2:
+                e2 = exp_of_lane(plain, v2, of, of_step, i)
+            if n > 3:
+                e3 = exp_of_lane(plain, v3, of, of_step, i)
+        if keep and apart:
+            kept[j] = e0
+            if n > 1:
+                kept[width + j] = e1
+            if n > 2:
+                kept[2 * width + j] = e2
+            if n > 3:
+                kept[3 * width + j] = e3
+        elif keep:
+            exps[j] = e0
+            if n > 1:
+                exps[exps_step + j] = e1
+            if n > 2:
+                exps[2 * exps_step + j] = e2
+            if n > 3:
+                exps[3 * exps_step + j] = e3
+        if operation == LOGSUMEXP_WEIGHTED:
+            add_weighted(v0, w0, top, e0, &tied, &tied_lost, &sum_here, &lost)
+            if n > 1:
+                add_weighted(v1, w1, top, e1, &tied, &tied_lost, &sum_here, &lost)
+            if n > 2:
+                add_weighted(v2, w2, top, e2, &tied, &tied_lost, &sum_here, &lost)
+            if n > 3:
+                add_weighted(v3, w3, top, e3, &tied, &tied_lost, &sum_here, &lost)
+        else:
+            if not backward:
+                tied = tied - 1 if v0 != top else tied
+                tied = tied - 1 if n > 1 and v1 != top else tied
+                tied = tied - 1 if n > 2 and v2 != top else tied
+                tied = tied - 1 if n > 3 and v3 != top else tied
+            e0 = term_of(operation, v0, w0, top, e0)
+            e1 = term_of(operation, v1, w1, top, e1)
+            e2 = term_of(operation, v2, w2, top, e2)
+            e3 = term_of(operation, v3, w3, top, e3)
+            if operation == SOFTMAX_BACKWARD and real is float:
+                exact = (<double> v0 * w0 + <double> v1 * w1) + (<double> v2 * w2 + <double> v3 * w3)
+                e0 = <real> exact
+                e1 = <real> (exact - e0)
+                lost += finite(e1)
+                add_term(True, e0, &sum_here, &lost)
+            elif few:
+                add_term(backward, e0, &sum_here, &lost)
+                if n > 1:
+                    add_term(backward, e1, &sum_here, &lost)
+                if n > 2:
+                    add_term(backward, e2, &sum_here, &lost)
+                if n > 3:
+                    add_term(backward, e3, &sum_here, &lost)
+            else:
+                add_term(backward, (e0 + e1) + (e2 + e3), &sum_here, &lost)
+        total[j] = sum_here
+        carry[j] = lost
+        if not backward:
+            ties[j] = tied
+        if operation == LOGSUMEXP_WEIGHTED:
+            ties_carry[j] = tied_lost
+    if keep and apart:
+        for k in range(n):
+            for j in range(width):
+                exps[k * exps_step + j] = kept[k * width + j]
 
 
 cdef inline void lanes_sum(int operation, bint keep, bint apart, bint few, bint plain, Py_ssize_t width, const real *x,
@@ -459,22 +585,14 @@ cdef inline void lanes_sum(int operation, bint keep, bint apart, bint few, bint 
                            Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry, real *ties,
                            real *ties_carry, real *exps, Py_ssize_t exps_step, Py_ssize_t ahead,
                            const real *soon) noexcept nogil:
-    """Adds every element's term and tie to its lane's, four classes a sweep: the four's sum, or each of `few` terms, is
-    added with Kahan's compensation. What lane j counts from stands at of[j * of_lane]. The elements `ahead` of x, and
-    those of `soon`, are asked for meanwhile. Exps are stored as they come where the steps are constants, so that the
-    compiler can tell x and exps apart, and otherwise by way of an array `apart`.
-    """
-    cdef Py_ssize_t c, j, k, i
-    cdef double exact
-    cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3, top, sum_here, lost, tied, tied_lost
-    cdef real kept[4 * STRIP]
-    cdef bint backward = is_backward(operation)
-    e0 = e1 = e2 = e3 = w0 = w1 = w2 = w3 = 0
-    if not backward and operation != LOGSUMEXP_WEIGHTED:
+    """The same for any number of classes, four a sweep; not `apart`, for a multiple of four. The elements `ahead` of x,
+    and those of `soon`, are asked for meanwhile."""
+    cdef Py_ssize_t c, j, whole = classes - classes % 4
+    if not is_backward(operation) and operation != LOGSUMEXP_WEIGHTED:
         # Every element is a tie until it is found to differ: so one comparison serves the count and the sum.
         for j in range(width):
             ties[j] = ties[j] + classes
-    for c in range(0, classes - 3, 4):
+    for c in range(0, whole, 4):
         if ahead > 0:
             ask_for(x + c * x_step + ahead, 4 * width)
             if reads_y(operation):
@@ -483,108 +601,22 @@ cdef inline void lanes_sum(int operation, bint keep, bint apart, bint few, bint 
                 ask_for(exps + c * exps_step + ahead, 4 * width)
         if soon != NULL:
             ask_for(soon + c * x_step, 4 * width)
-        for j in range(width):
-            i = j * of_lane
-            sum_here = total[j]
-            lost = carry[j]
-            tied = ties[j]
-            tied_lost = ties_carry[j] if operation == LOGSUMEXP_WEIGHTED else <real> 0.0
-            top = of[TOP * of_step + i]
-            if reads_y(operation):
-                w0 = y[c * y_step + j]
-                w1 = y[(c + 1) * y_step + j]
-                w2 = y[(c + 2) * y_step + j]
-                w3 = y[(c + 3) * y_step + j]
-            v0 = seen(operation, x[c * x_step + j], w0)
-            v1 = seen(operation, x[(c + 1) * x_step + j], w1)
-            v2 = seen(operation, x[(c + 2) * x_step + j], w2)
-            v3 = seen(operation, x[(c + 3) * x_step + j], w3)
-            if not backward:
-                e0 = exp_of_lane(plain, v0, of, of_step, i)
-                e1 = exp_of_lane(plain, v1, of, of_step, i)
-                e2 = exp_of_lane(plain, v2, of, of_step, i)
-                e3 = exp_of_lane(plain, v3, of, of_step, i)
-            if keep:
-                if apart:
-                    kept[j] = e0
-                    kept[width + j] = e1
-                    kept[2 * width + j] = e2
-                    kept[3 * width + j] = e3
-                else:
-                    exps[c * exps_step + j] = e0
-                    exps[(c + 1) * exps_step + j] = e1
-                    exps[(c + 2) * exps_step + j] = e2
-                    exps[(c + 3) * exps_step + j] = e3
-            if operation == LOGSUMEXP_WEIGHTED:
-                add_weighted(v0, w0, top, e0, &tied, &tied_lost, &sum_here, &lost)
-                add_weighted(v1, w1, top, e1, &tied, &tied_lost, &sum_here, &lost)
-                add_weighted(v2, w2, top, e2, &tied, &tied_lost, &sum_here, &lost)
-                add_weighted(v3, w3, top, e3, &tied, &tied_lost, &sum_here, &lost)
-            else:
-                if not backward:
-                    tied = tied - 1 if v0 != top else tied
-                    tied = tied - 1 if v1 != top else tied
-                    tied = tied - 1 if v2 != top else tied
-                    tied = tied - 1 if v3 != top else tied
-                e0 = term_of(operation, v0, w0, top, e0)
-                e1 = term_of(operation, v1, w1, top, e1)
-                e2 = term_of(operation, v2, w2, top, e2)
-                e3 = term_of(operation, v3, w3, top, e3)
-                if operation == SOFTMAX_BACKWARD and real is float:
-                    exact = (<double> v0 * w0 + <double> v1 * w1) + (<double> v2 * w2 + <double> v3 * w3)
-                    e0 = <real> exact
-                    e1 = <real> (exact - e0)
-                    lost += e1 if e1 - e1 == 0 else <real> 0.0
-                    e1 = e2 = e3 = 0
-                if few:
-                    add_term(backward, e0, &sum_here, &lost)
-                    add_term(backward, e1, &sum_here, &lost)
-                    add_term(backward, e2, &sum_here, &lost)
-                    add_term(backward, e3, &sum_here, &lost)
-                else:
-                    add_term(backward, (e0 + e1) + (e2 + e3), &sum_here, &lost)
-            total[j] = sum_here
-            carry[j] = lost
-            if not backward:
-                ties[j] = tied
-            if operation == LOGSUMEXP_WEIGHTED:
-                ties_carry[j] = tied_lost
-        if keep and apart:
-            for k in range(4):
-                for j in range(width):
-                    exps[(c + k) * exps_step + j] = kept[k * width + j]
-    for c in range(classes - classes % 4, classes):
-        for j in range(width):
-            i = j * of_lane
-            sum_here = total[j]
-            lost = carry[j]
-            tied = ties[j]
-            tied_lost = ties_carry[j] if operation == LOGSUMEXP_WEIGHTED else <real> 0.0
-            top = of[TOP * of_step + i]
-            if reads_y(operation):
-                w0 = y[c * y_step + j]
-            v0 = seen(operation, x[c * x_step + j], w0)
-            if not backward:
-                e0 = exp_of_lane(plain, v0, of, of_step, i)
-            if keep:
-                kept[j] = e0
-            if operation == LOGSUMEXP_WEIGHTED:
-                add_weighted(v0, w0, top, e0, &tied, &tied_lost, &sum_here, &lost)
-            else:
-                if not backward:
-                    tied = tied - 1 if v0 != top else tied
-                if operation == SOFTMAX_BACKWARD and real is float:
-                    lost += lost_in_product(v0, w0)
-                add_term(backward, term_of(operation, v0, w0, top, e0), &sum_here, &lost)
-            total[j] = sum_here
-            carry[j] = lost
-            if not backward:
-                ties[j] = tied
-            if operation == LOGSUMEXP_WEIGHTED:
-                ties_carry[j] = tied_lost
-        if keep:
-            for j in range(width):
-                exps[c * exps_step + j] = kept[j]
+        sum_of_classes(operation, 4, keep, apart, few, plain, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
+                       of_step, of_lane, total, carry, ties, ties_carry, exps + c * exps_step if keep else exps, exps_step)
+    if not apart:
+        return
+    x = x + whole * x_step
+    y = y + whole * y_step
+    exps = exps + whole * exps_step if keep else exps
+    if classes - whole == 3:
+        sum_of_classes(operation, 3, keep, True, few, plain, width, x, x_step, y, y_step, of, of_step, of_lane, total,
+                       carry, ties, ties_carry, exps, exps_step)
+    elif classes - whole == 2:
+        sum_of_classes(operation, 2, keep, True, few, plain, width, x, x_step, y, y_step, of, of_step, of_lane, total,
+                       carry, ties, ties_carry, exps, exps_step)
+    elif classes - whole == 1:
+        sum_of_classes(operation, 1, keep, True, few, plain, width, x, x_step, y, y_step, of, of_step, of_lane, total,
+                       carry, ties, ties_carry, exps, exps_step)
 
 
 cdef inline void write_state(int operation, Py_ssize_t width, Py_ssize_t rows, const real *of, real *total, real *carry,
@@ -624,7 +656,7 @@ cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
             exact = exact - product
             add_term(True, p, &mass[j], &mass_carry[j])
             add_term(True, product, &cost[j], &cost_carry[j])
-            cost_carry[j] = cost_carry[j] + (<real> exact if exact - exact == 0 else <real> 0.0)
+            cost_carry[j] = cost_carry[j] + <real> finite(exact)
 
 
 cdef inline real applied(int operation, bint kept, real x, real y, const real *of, Py_ssize_t width,
@@ -747,7 +779,7 @@ cdef inline void fold_sum(bint guarded, real *total, real *carry, Py_ssize_t row
             if carry != NULL:
                 lost_here = lost_in_sum(a, b, s)
                 if guarded:
-                    lost_here = lost_here if lost_here - lost_here == 0 else <real> 0.0
+                    lost_here = finite(lost_here)
                 lost[i] = (carry[2 * i] + carry[2 * i + 1]) + lost_here
         for i in range(n):
             total[i] = sums[i]
@@ -1119,10 +1151,15 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
                        Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
                        Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t b, j
-    for b in range((rows + STRIP - 1) // STRIP):
-        j = b * STRIP
+    cdef Py_ssize_t groups = rows // GROUP if classes <= SHORT_CLASSES else 0
+    for b in range(groups):
+        j = b * GROUP
+        reduce_width(operation, True, GROUP, x + j, x_step, y + j, y_step, classes, state, first + j, exps + j, exps_step)
+    j = groups * GROUP
+    while j < rows:
         reduce_width(operation, classes <= FEW_CLASSES, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step,
                      classes, state, first + j, exps + j, exps_step)
+        j += STRIP
 
 
 cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1140,7 +1177,7 @@ cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step
 cdef inline void add_double(double term, double *total, double *carry) noexcept nogil:
     cdef double s = total[0] + term
     cdef double lost = lost_in_sum(total[0], term, s)
-    carry[0] += lost if lost - lost == 0 else 0.0
+    carry[0] += finite(lost)
     total[0] = s
 
 
@@ -1205,7 +1242,7 @@ cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t row
 cdef inline double signed_log(double ties, double rest, double carry, double *low, double *sign) noexcept nogil:
     """log of |ties + rest + carry|, what its rounding lost, and the sum's sign."""
     cdef double total = ties + (rest + carry)
-    cdef double half, tail, log_mantissa, log_power, result
+    cdef double half, tail = 0, log_mantissa, log_power, result
     cdef int exponent = 0
     low[0] = 0
     if fabs(total) < INFINITY:
@@ -1240,7 +1277,6 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
     cdef real scale[GROUP]
     cdef real peak[GROUP]
     cdef real factors[GROUP]
-    cdef real others[GROUP]
     cdef real lift, low
     cdef double magnitude, magnitude_low, sign
     for j in range(n):
@@ -1258,7 +1294,7 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
             magnitude = signed_log(ties[j], rest[j], carry[j], &magnitude_low, &sign)
             (<real *> state.log_sum)[first + j] = <real> magnitude
             magnitude_low = (magnitude - <real> magnitude) + magnitude_low
-            (<real *> state.log_low)[first + j] = <real> (magnitude_low if magnitude_low - magnitude_low == 0 else 0.0)
+            (<real *> state.log_low)[first + j] = <real> finite(magnitude_low)
             (<real *> state.scale)[first + j] = <real> sign
         return
     if state.log_sum != NULL:
@@ -1267,7 +1303,7 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
         for j in range(n):
             (<real *> state.log_sum)[first + j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
         for j in range(n):
-            (<real *> state.log_low)[first + j] = log_low[j] if log_low[j] - log_low[j] == 0 else <real> 0.0
+            (<real *> state.log_low)[first + j] = finite(log_low[j])
     if operation != SOFTMAX and operation != MIXTURE:
         return
     for j in range(n):
@@ -1282,11 +1318,12 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
     set_references(width, of)
     for j in range(n):
         lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &low)
-        set_shares(factors[j], ties[j], rest[j], carry[j], lift, low, &peak[j], &scale[j], &others[j])
+        set_shares(factors[j], ties[j], rest[j], carry[j], lift, low, &peak[j], &scale[j])
     for j in range(n):
         (<real *> state.peak)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else peak[j]
-    for j in range(n):
-        (<real *> state.others)[first + j] = others[j]
+    if state.log_sum != NULL:
+        for j in range(n):
+            (<real *> state.others)[first + j] = share_of_others(factors[j], ties[j], rest[j], carry[j])
     for j in range(n):
         (<real *> state.scale)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
 

@@ -163,6 +163,17 @@ cdef void read_labels(const Loss *loss, const char *p, Py_ssize_t stride, Py_ssi
         read_as(<const uint64_t *> NULL, loss, p, stride, n, labels)
 
 
+cdef inline bint all_usable(const Loss *loss, const int64_t *labels, Py_ssize_t n, int64_t classes) noexcept nogil:
+    """Whether every label is known to be a class that is not ignored, from their sign bits alone, as they mostly are."""
+    cdef int64_t signs = 0
+    cdef Py_ssize_t r
+    if loss.ignores and 0 <= loss.ignore_index < classes:
+        return False
+    for r in range(n):
+        signs |= labels[r] | (classes - 1 - (labels[r] & INT64_MAX))
+    return signs >= 0
+
+
 cdef inline double weight_at(const Loss *loss, Py_ssize_t c) noexcept nogil:
     cdef double w
     cdef const char *p = loss.weight.data + c * loss.weight.class_stride
@@ -206,14 +217,12 @@ cdef void check_labels(Task *task, Loss *loss, const char *p, Py_ssize_t rows, S
         n = min(rows - first, <Py_ssize_t> CHUNK)
         read_labels(loss, p + first * stride, stride, n, labels)
         ignored = bad = 0
-        if loss.ignores:
+        if not all_usable(loss, labels, n, task.classes):
             for r in range(n):
-                ignored += labels[r] == loss.ignore_index
-            for r in range(n):
-                bad += labels[r] != loss.ignore_index and <uint64_t> labels[r] >= <uint64_t> task.classes
-        else:
-            for r in range(n):
-                bad += <uint64_t> labels[r] >= <uint64_t> task.classes
+                if loss.ignores and labels[r] == loss.ignore_index:
+                    ignored += 1
+                else:
+                    bad += <uint64_t> labels[r] >= <uint64_t> task.classes
         found.counted += n - ignored
         if bad > 0:
             found.bad = True
@@ -271,9 +280,11 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
     read_labels(loss, row_of(task, &loss.target, block), loss.target.row_strides[task.ndim - 1], block.rows,
                 labels)
     for r in range(block.rows):
-        labels[r] = usable(labels[r], ignores, ignore_index, classes)
-    for r in range(block.rows):
-        weights[r] = <real> (labels[r] != IGNORED)
+        weights[r] = 1
+    if not all_usable(loss, labels, block.rows, classes):
+        for r in range(block.rows):
+            labels[r] = usable(labels[r], ignores, ignore_index, classes)
+            weights[r] = <real> (labels[r] != IGNORED)
     if loss.weight.data != NULL:
         for r in range(block.rows):
             if labels[r] != IGNORED:
@@ -360,7 +371,7 @@ cdef inline void keep_losses(Task *task, Block *block, real *losses) noexcept no
     cdef Loss *loss = <Loss *> task.context
     cdef double sums[MOST_ROWS]
     cdef double lost[MOST_ROWS]
-    cdef double s
+    cdef double s, v
     cdef Py_ssize_t r, half, n = block.rows
     if loss.losses.data != NULL:
         kernels(task.wide).store(loss.losses.element, losses, 0, 1, block.rows,
@@ -370,16 +381,18 @@ cdef inline void keep_losses(Task *task, Block *block, real *losses) noexcept no
         # the additions lose is kept, so that the sum does not depend on how rows are grouped.
         for r in range(n):
             sums[r] = losses[r]
+        for r in range(n):
             lost[r] = 0
         while n > 1:
             half = n // 2
             for r in range(half):
                 s = sums[r] + sums[n - half + r]
-                lost[r] = (lost[r] + lost[n - half + r]) + lost_in_sum(sums[r], sums[n - half + r], s)
+                v = s - sums[r]
+                lost[r] = (lost[r] + lost[n - half + r]) + ((sums[r] - (s - v)) + (sums[n - half + r] - v))
                 sums[r] = s
             n -= half
         add(&loss.shares[block.part].loss, sums[0])
-        add(&loss.shares[block.part].loss, lost[0])
+        add(&loss.shares[block.part].loss, lost[0] if lost[0] - lost[0] == 0 else 0)
 
 
 cdef void put_one(Task *task, char *p, real value) noexcept nogil:
@@ -446,8 +459,10 @@ cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept n
         put_targets(task, block, picked, factor)
     for r in range(block.rows):
         nll = (top[r] - picked[r]) + log_sum[r]
-        nll = 0 if weights[r] == 0 and nll == <real> INFINITY else weights[r] * nll
-        picked[r] = 0 if labels[r] == IGNORED else nll
+        picked[r] = 0 if weights[r] == 0 and nll == <real> INFINITY else weights[r] * nll
+    for r in range(block.rows):
+        if labels[r] == IGNORED:
+            picked[r] = 0
     keep_losses(task, block, picked)
 
 
