@@ -1,8 +1,9 @@
 # The kernels, one body each, fused over float and double and compiled once per instruction set.
 #
 # (a) The compiler vectorises; the loops are written for it. A sum or a maximum over a row is kept in lane arrays (one
-#     64-byte vector's worth: LANES), since a scalar reduction may not be reordered and so is not vectorised. Results
-#     pass through small local arrays where `out` may be an input: the compiler cannot know that they do not overlap.
+#     vector's worth, so that they stay in registers), since a scalar reduction may not be reordered and so is not
+#     vectorised. Results pass through small local arrays where `out` may be an input: the compiler cannot know that
+#     they do not overlap, and keeps such an array in registers too where its length is a constant.
 # (b) The largest element is separated: sum = ties + rest, where `ties` counts the elements equal to it. So the loss
 #     of a confident row, log1p(rest), keeps all its digits, and no row needs a special case: in a row with +inf the
 #     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan, which the maximum skips,
@@ -15,7 +16,7 @@
 #     are copied before anything is stored, since `out` may be the input.
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
 
-from libc.float cimport DBL_MAX, FLT_MAX
+from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.math cimport INFINITY, NAN, exp as libm_exp, exp2, fabs, fma, fmaf, frexp, ldexp, log as libm_log
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -64,6 +65,7 @@ from cylsm._kernels cimport (
 
 cdef extern from "_native.h" nogil:
     const bint CYLSM_FMA
+    enum: CYLSM_VECTOR_BYTES
     void cylsm_require(bint condition)
     uint32_t bits_of_float(float x)
     uint64_t bits_of_double(double x)
@@ -77,7 +79,8 @@ ctypedef fused real:
     double
 
 cdef enum:
-    MOST_LANES = 16           # LANES of float; stack arrays have room for either dtype
+    LINE_BYTES = 64
+    MOST_LANES = 16           # of float in the widest vector; stack arrays have room for any
     BATCH = 16                # rows whose lanes are folded together
     FEW_CLASSES = 64          # a strip's classes up to here are added one by one, as those of few_rows are
     SHORT_CLASSES = 16        # of so few, GROUP lanes at a time are reduced
@@ -93,6 +96,7 @@ cdef enum:
     LOW = REFERENCE           # log_sum or scale; for LOG_SOFTMAX_BACKWARD the mantissa of set_factor, beside its SHIFT, LEAST
     UNITY                     # what exp_from makes of the top
     PEAK                      # what becomes of it
+    AGAIN                     # what a row is multiplied by once more: 1, but for factors near the smallest numbers
     MASS
     MASS_CARRY
     OTHERS                    # probability of all but one of the ties
@@ -357,7 +361,7 @@ cdef inline real log_of_sum(real a, real b, real carry, real *lost) noexcept nog
 # ---- lanes -----------------------------------------------------------------------------------------------------
 
 cdef inline Py_ssize_t lanes_of(const real *x) noexcept nogil:
-    return 64 // <Py_ssize_t> sizeof(real)
+    return CYLSM_VECTOR_BYTES // <Py_ssize_t> sizeof(real)
 
 
 cdef inline real lowest(const real *x) noexcept nogil:
@@ -368,9 +372,40 @@ cdef inline real lowest(const real *x) noexcept nogil:
         return <real> -DBL_MAX
 
 
+cdef inline real least_normal(const real *any) noexcept nogil:
+    if real is float:
+        return <real> FLT_MIN
+    else:
+        return <real> DBL_MIN
+
+
 cdef inline real larger(real x, real top) noexcept nogil:
     """The larger one; top where x is nan."""
     return x if x > top else top
+
+
+cdef inline bint same_bits(real x, real y) noexcept nogil:
+    """x == y for numbers but zeros of unlike sign, in an operation that no multiplication waits for."""
+    if real is float:
+        return bits_of_float(x) == bits_of_float(y)
+    else:
+        return bits_of_double(x) == bits_of_double(y)
+
+
+cdef inline real counted(real ties, bint tie) noexcept nogil:
+    """Ties are counted in the bits of a real: one operation beside the comparison that the sum needs too."""
+    if real is float:
+        return float_of_bits(bits_of_float(ties) + <uint32_t> tie)
+    else:
+        return double_of_bits(bits_of_double(ties) + <uint64_t> tie)
+
+
+cdef inline real count_of(real ties) noexcept nogil:
+    """The number that `counted` has reached, up to 2**23."""
+    if real is float:
+        return <real> <int32_t> bits_of_float(ties)
+    else:
+        return double_of_bits(bits_of_double(ties) + <uint64_t> 0x4330000000000000) - 4503599627370496.0
 
 
 cdef inline void add_term(bint guarded, real term, real *total, real *carry) noexcept nogil:
@@ -397,7 +432,7 @@ cdef inline real term_of(int operation, real x, real y, real top, real e) noexce
         # Infinities of both signs make nan, whatever their weights add up to.
         return (y * x if x == <real> INFINITY else <real> 0.0) if x == top else e * y
     else:
-        return e if x != top else <real> 0.0
+        return <real> 0.0 if same_bits(x, top) else e
 
 
 cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
@@ -436,9 +471,9 @@ cdef inline bint reads_y(int operation) noexcept nogil:
 
 
 cdef inline void ask_for(const real *x, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range((n + lanes_of(x) - 1) // lanes_of(x)):
-        prefetch_line(x + i * lanes_of(x))
+    cdef Py_ssize_t i, line = LINE_BYTES // <Py_ssize_t> sizeof(real)
+    for i in range((n + line - 1) // line):
+        prefetch_line(x + i * line)
 
 
 cdef inline void max_of_classes(int operation, int n, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -480,8 +515,8 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                                 const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, const real *of,
                                 Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry, real *ties,
                                 real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
-    """Adds the terms and ties of n classes, up to four, to their lanes': the classes' sum, or each of `few` terms, is
-    added with Kahan's compensation. What lane j counts from stands at of[j * of_lane]. Exps are stored as they come
+    """Adds the terms of n classes, up to four, to their lanes' (the classes' sum, or each of `few` terms, with Kahan's
+    compensation), and counts the ties. What lane j counts from stands at of[j * of_lane]. Exps are stored as they come
     where the steps are constants, so that the compiler can tell x and exps apart, and otherwise by way of an array
     `apart`."""
     cdef Py_ssize_t j, k, i
@@ -544,14 +579,20 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                 add_weighted(v3, w3, top, e3, &tied, &tied_lost, &sum_here, &lost)
         else:
             if not backward:
-                tied = tied - 1 if v0 != top else tied
-                tied = tied - 1 if n > 1 and v1 != top else tied
-                tied = tied - 1 if n > 2 and v2 != top else tied
-                tied = tied - 1 if n > 3 and v3 != top else tied
+                tied = counted(tied, same_bits(v0, top))
+                if n > 1:
+                    tied = counted(tied, same_bits(v1, top))
+                if n > 2:
+                    tied = counted(tied, same_bits(v2, top))
+                if n > 3:
+                    tied = counted(tied, same_bits(v3, top))
             e0 = term_of(operation, v0, w0, top, e0)
-            e1 = term_of(operation, v1, w1, top, e1)
-            e2 = term_of(operation, v2, w2, top, e2)
-            e3 = term_of(operation, v3, w3, top, e3)
+            if n > 1:
+                e1 = term_of(operation, v1, w1, top, e1)
+            if n > 2:
+                e2 = term_of(operation, v2, w2, top, e2)
+            if n > 3:
+                e3 = term_of(operation, v3, w3, top, e3)
             if operation == SOFTMAX_BACKWARD and real is float:
                 exact = (<double> v0 * w0 + <double> v1 * w1) + (<double> v2 * w2 + <double> v3 * w3)
                 e0 = <real> exact
@@ -567,7 +608,11 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                 if n > 3:
                     add_term(backward, e3, &sum_here, &lost)
             else:
-                add_term(backward, (e0 + e1) + (e2 + e3), &sum_here, &lost)
+                if n > 1:
+                    e0 = e0 + e1
+                if n > 2:
+                    e0 = e0 + (e2 + e3 if n > 3 else e2)
+                add_term(backward, e0, &sum_here, &lost)
         total[j] = sum_here
         carry[j] = lost
         if not backward:
@@ -580,43 +625,29 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                 exps[k * exps_step + j] = kept[k * width + j]
 
 
-cdef inline void lanes_sum(int operation, bint keep, bint apart, bint few, bint plain, Py_ssize_t width, const real *x,
-                           Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of,
-                           Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry, real *ties,
-                           real *ties_carry, real *exps, Py_ssize_t exps_step, Py_ssize_t ahead,
-                           const real *soon) noexcept nogil:
-    """The same for any number of classes, four a sweep; not `apart`, for a multiple of four. The elements `ahead` of x,
-    and those of `soon`, are asked for meanwhile."""
+cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                           const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *total, real *carry,
+                           real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
+    """The same for any number of classes, four a sweep."""
     cdef Py_ssize_t c, j, whole = classes - classes % 4
-    if not is_backward(operation) and operation != LOGSUMEXP_WEIGHTED:
-        # Every element is a tie until it is found to differ: so one comparison serves the count and the sum.
-        for j in range(width):
-            ties[j] = ties[j] + classes
     for c in range(0, whole, 4):
-        if ahead > 0:
-            ask_for(x + c * x_step + ahead, 4 * width)
-            if reads_y(operation):
-                ask_for(y + c * y_step + ahead, 4 * width)
-            if keep:
-                ask_for(exps + c * exps_step + ahead, 4 * width)
-        if soon != NULL:
-            ask_for(soon + c * x_step, 4 * width)
-        sum_of_classes(operation, 4, keep, apart, few, plain, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
-                       of_step, of_lane, total, carry, ties, ties_carry, exps + c * exps_step if keep else exps, exps_step)
-    if not apart:
-        return
+        sum_of_classes(operation, 4, keep, True, few, False, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
+                       width, 1, total, carry, ties, ties_carry, exps + c * exps_step if keep else exps, exps_step)
     x = x + whole * x_step
     y = y + whole * y_step
     exps = exps + whole * exps_step if keep else exps
     if classes - whole == 3:
-        sum_of_classes(operation, 3, keep, True, few, plain, width, x, x_step, y, y_step, of, of_step, of_lane, total,
-                       carry, ties, ties_carry, exps, exps_step)
+        sum_of_classes(operation, 3, keep, True, few, False, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
+                       ties_carry, exps, exps_step)
     elif classes - whole == 2:
-        sum_of_classes(operation, 2, keep, True, few, plain, width, x, x_step, y, y_step, of, of_step, of_lane, total,
-                       carry, ties, ties_carry, exps, exps_step)
+        sum_of_classes(operation, 2, keep, True, few, False, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
+                       ties_carry, exps, exps_step)
     elif classes - whole == 1:
-        sum_of_classes(operation, 1, keep, True, few, plain, width, x, x_step, y, y_step, of, of_step, of_lane, total,
-                       carry, ties, ties_carry, exps, exps_step)
+        sum_of_classes(operation, 1, keep, True, few, False, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
+                       ties_carry, exps, exps_step)
+    if not is_backward(operation) and operation != LOGSUMEXP_WEIGHTED:
+        for j in range(width):
+            ties[j] = count_of(ties[j])
 
 
 cdef inline void write_state(int operation, Py_ssize_t width, Py_ssize_t rows, const real *of, real *total, real *carry,
@@ -672,7 +703,7 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
         return (x - top) - low
     elif operation == SOFTMAX:
         e = x if kept else exp_of_lane(False, x, of, width, j)
-        return peak if e == unity else (e * exp_unit(of)) * low
+        return peak if same_bits(e, unity) else e * low
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_scaled(y, of[SHIFT * width + j], of[LEAST * width + j]) * low
     elif operation == SOFTMAX_BACKWARD:
@@ -691,6 +722,7 @@ cdef inline void read_state(int operation, Py_ssize_t width, const RowState *sta
                             const real *factor, real *of) noexcept nogil:
     """What `applied` needs of the state."""
     cdef Py_ssize_t j
+    cdef real again
     for j in range(width):
         of[TOP * width + j] = (<const real *> state.top)[first + j]
     if operation == LOG_SOFTMAX:
@@ -709,6 +741,12 @@ cdef inline void read_state(int operation, Py_ssize_t width, const RowState *sta
     if operation == SOFTMAX:
         for j in range(width):
             of[UNITY * width + j] = exp_of_lane(False, of[TOP * width + j], of, width, j)
+        for j in range(width):
+            # The unit goes into the scale, unless that would become subnormal.
+            again = exp_unit(of) if 0 < fabs(of[LOW * width + j]) < least_normal(of) / exp_unit(of) else <real> 1.0
+            of[AGAIN * width + j] = again
+            of[LOW * width + j] = of[LOW * width + j] * (exp_unit(of) / again)
+            of[PEAK * width + j] = of[PEAK * width + j] / again
     if operation == MIXTURE:
         for j in range(width):
             of[MASS * width + j] = (<const real *> state.mass)[first + j]
@@ -788,23 +826,22 @@ cdef inline void fold_sum(bint guarded, real *total, real *carry, Py_ssize_t row
                 carry[i] = lost[i]
 
 
-cdef inline Py_ssize_t end_of_row(const real *x, Py_ssize_t classes, Py_ssize_t start) noexcept nogil:
-    """Where to read the vector that starts at `start`, so that it ends within the row."""
-    return min(start, classes - lanes_of(x))
-
-
 cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t classes, real *top) noexcept nogil:
-    """The lanes of one row's maximum."""
-    cdef Py_ssize_t j, k, at, lanes = lanes_of(x)
-    cdef Py_ssize_t whole = classes - classes % (4 * lanes)
+    """The lanes of one row's maximum. The last vectors overlap: a maximum may see an element twice."""
+    cdef Py_ssize_t i = 0, j, at, lanes = lanes_of(x), group = 4 * lanes
     cdef real wide[4 * MOST_LANES]
-    for j in range(4 * lanes):
+    for j in range(group):
         wide[j] = lowest(x)
-    lanes_max(operation, 4 * lanes, x, 4 * lanes, y, 4 * lanes, classes // (4 * lanes), wide)
-    if whole < classes:
-        for k in range(4):
-            at = end_of_row(x, classes, whole + k * lanes)
-            lanes_max(operation, lanes, x + at, lanes, y + at, lanes, 1, wide + k * lanes)
+    while i + group <= classes:
+        for j in range(group):
+            # larger(x, top) skips a nan in x.
+            wide[j] = larger(seen(operation, x[i + j], y[i + j] if operation == LOGSUMEXP_WEIGHTED else <real> 0.0), wide[j])
+        i += group
+    while i < classes:
+        at = min(i, classes - lanes)
+        for j in range(lanes):
+            wide[j] = larger(seen(operation, x[at + j], y[at + j] if operation == LOGSUMEXP_WEIGHTED else <real> 0.0), wide[j])
+        i += lanes
     for j in range(2 * lanes):
         wide[j] = larger(wide[2 * lanes + j], wide[j])
     for j in range(lanes):
@@ -814,47 +851,62 @@ cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t
 cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, const real *y, Py_ssize_t classes,
                          const real *row, real *total, real *carry, real *ties, real *ties_carry, real *exps,
                          Py_ssize_t ahead, const real *soon) noexcept nogil:
-    """The lanes of one row's sums; `row` holds its top and reference. What is left of the row after whole groups of four
-    vectors is copied, in vectors that end within the row and count what is theirs: one or two, or a group."""
-    cdef Py_ssize_t k, at, start, lanes = lanes_of(x)
-    cdef Py_ssize_t whole = classes - classes % (4 * lanes)
-    cdef Py_ssize_t vectors = (classes - whole + lanes - 1) // lanes
-    cdef Py_ssize_t counted = 4 if vectors == 3 else vectors  # the fourth has nothing of its own
-    cdef int j, known
-    cdef real last_x[4 * MOST_LANES]
-    cdef real last_y[4 * MOST_LANES]
-    cdef real last_exps[4 * MOST_LANES]
+    """The lanes of one row's sums; `row` holds its top and reference. Four vectors are added at a time, then single ones,
+    then what is left, in a vector that ends with the row and counts what is new in it. The elements `ahead` of x, and
+    those of `soon`, are asked for meanwhile."""
+    cdef Py_ssize_t i = 0, j, lanes = lanes_of(x), group = 4 * lanes
+    cdef int lane, known = <int> (lanes - classes % lanes)
+    cdef real sums[MOST_LANES]
+    cdef real lost[MOST_LANES]
+    cdef real tied[MOST_LANES]
+    cdef real tied_lost[MOST_LANES]
     cdef real end[MOST_LANES]
+    cdef real last_x[MOST_LANES]
+    cdef real last_y[MOST_LANES]
     cdef real nothing = <real> 0.0 if is_backward(operation) else <real> -INFINITY
-    for k in range(counted):
-        start = whole + k * lanes
-        at = end_of_row(x, classes, start)
-        known = <int> min(start - at, lanes)
-        for j in range(<int> lanes):
-            last_x[k * lanes + j] = x[at + j] if j >= known else nothing
+    for j in range(lanes):
+        sums[j] = lost[j] = tied[j] = tied_lost[j] = 0
+    # Before anything is stored: exps may be x.
+    for j in range(lanes):
+        end[j] = x[classes - lanes + j]
+    while i + group <= classes:
+        if ahead > 0:
+            ask_for(x + i + ahead, group)
+            if reads_y(operation):
+                ask_for(y + i + ahead, group)
+            if keep:
+                ask_for(exps + i + ahead, group)
+        if soon != NULL:
+            ask_for(soon + i, group)
+        sum_of_classes(operation, 4, keep, True, False, plain, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
+                       tied, tied_lost, exps + i if keep else exps, lanes)
+        i += group
+    while i + lanes <= classes:
+        sum_of_classes(operation, 1, keep, True, False, plain, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
+                       tied, tied_lost, exps + i if keep else exps, lanes)
+        i += lanes
+    if i < classes:
+        for lane in range(<int> lanes):
+            last_x[lane] = end[lane] if lane >= known else nothing
         if reads_y(operation):
-            for j in range(<int> lanes):
-                last_y[k * lanes + j] = y[at + j] if j >= known else <real> 0.0
-    if keep and vectors > 0:
-        for j in range(<int> lanes):
-            end[j] = x[classes - lanes + j]
-    if keep and exps == x:
-        # The same pointer: the compiler sees that an element is read before it is written.
-        lanes_sum(operation, keep, False, False, plain, lanes, exps, lanes, y, lanes, whole // lanes, row, BATCH, 0, total,
-                  carry, ties, ties_carry, exps, lanes, ahead, soon)
-    else:
-        lanes_sum(operation, keep, False, False, plain, lanes, x, lanes, y, lanes, whole // lanes, row, BATCH, 0, total,
-                  carry, ties, ties_carry, exps, lanes, ahead, soon)
-    # Terms of both signs are added one by one.
-    lanes_sum(operation, keep, True, is_backward(operation), plain, lanes, last_x, lanes, last_y, lanes, counted, row, BATCH,
-              0, total, carry, ties, ties_carry, last_exps, lanes, 0, NULL)
-    if keep and vectors > 0:
-        for k in range(vectors - 1):
-            for j in range(<int> lanes):
-                exps[whole + k * lanes + j] = last_exps[k * lanes + j]
-        # Some of the last vector's exps have just been stored: to read them back would take longer than to compute them.
-        for j in range(<int> lanes):
-            exps[classes - lanes + j] = exp_of_lane(plain, end[j], row, BATCH, 0)
+            for lane in range(<int> lanes):
+                last_y[lane] = y[classes - lanes + lane] if lane >= known else <real> 0.0
+        sum_of_classes(operation, 1, False, False, False, plain, lanes, last_x, lanes, last_y, lanes, row, BATCH, 0, sums,
+                       lost, tied, tied_lost, exps, lanes)
+        if keep:
+            # Some of these have just been stored: to read them back would take longer than to compute them.
+            for j in range(lanes):
+                exps[classes - lanes + j] = exp_of_lane(plain, end[j], row, BATCH, 0)
+    for j in range(lanes):
+        total[j] = sums[j]
+    for j in range(lanes):
+        carry[j] = lost[j]
+    if not is_backward(operation):
+        for j in range(lanes):
+            ties[j] = tied[j] if operation == LOGSUMEXP_WEIGHTED else count_of(tied[j])
+    if operation == LOGSUMEXP_WEIGHTED:
+        for j in range(lanes):
+            ties_carry[j] = tied_lost[j]
 
 
 cdef inline void sum_rows(int operation, bint keep, bint plain, const real *x, Py_ssize_t x_step, const real *y,
@@ -891,13 +943,6 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
         for r in range(rows):
             of[TOP * BATCH + r] = tops[r]
     set_references(BATCH, of)
-    for r in range(rows * lanes):
-        total[r] = 0
-        carry[r] = 0
-        ties[r] = 0
-    if operation == LOGSUMEXP_WEIGHTED:
-        for r in range(rows * lanes):
-            ties_carry[r] = 0
     # Rows that are not there have top 0.
     for r in range(BATCH):
         centred |= of[CENTRE * BATCH + r] != 0
@@ -974,57 +1019,51 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
                          exps + r * exps_step, exps_step)
 
 
-cdef inline void apply_span(int operation, bint kept, const real *x, const real *y, Py_ssize_t n, const real *row,
-                            real *out) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = applied(operation, kept, x[i], y[i], row, BATCH, 0)
+cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *x, const real *y, const real *row,
+                            bint stream, real *out) noexcept nogil:
+    """n elements, a constant number of up to four vectors; streamed, whole lines go around the caches."""
+    cdef Py_ssize_t j
+    cdef real span[4 * MOST_LANES]
+    for j in range(n):
+        span[j] = applied(operation, kept, x[j], y[j], row, BATCH, 0)
+    if stream:
+        stream_lines(out, span, n * <Py_ssize_t> sizeof(real) // LINE_BYTES)
+    else:
+        for j in range(n):
+            out[j] = span[j]
 
 
 cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
                            real *out, bint stream) noexcept nogil:
-    """One row of the result; streamed, its whole 64-byte lines go around the caches."""
-    cdef Py_ssize_t i, lanes = lanes_of(x)
-    cdef Py_ssize_t whole = classes - classes % lanes
-    cdef real line[4 * MOST_LANES]
+    """One row of the result."""
+    cdef Py_ssize_t i = 0, j, lanes = lanes_of(x), group = 4 * lanes
     cdef real last[MOST_LANES]
-    if whole < classes:
-        apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, row, last)
-    i = 0
+    # The last vector overlaps others. Out may be an input: it is computed before anything is stored.
+    apply_span(operation, kept, lanes, x + classes - lanes, y + classes - lanes, row, False, last)
     if stream:
-        apply_span(operation, kept, x, y, lanes, row, line)
-        memcpy(out, line, 64)
-        i = lanes - <Py_ssize_t> ((<size_t> out % 64) // sizeof(real))
-        while i + 4 * lanes <= classes:
-            apply_span(operation, kept, x + i, y + i, 4 * lanes, row, line)
-            stream_lines(out + i, line, 4)
-            i += 4 * lanes
-        while i + lanes <= classes:
-            apply_span(operation, kept, x + i, y + i, lanes, row, line)
-            memcpy(out + i, line, 64)
-            i += lanes
-        if i < classes:
-            apply_span(operation, kept, x + classes - lanes, y + classes - lanes, lanes, row, last)
-            memcpy(out + classes - lanes, last, 64)
-    elif out == x:
-        # The same pointer: the compiler sees that an element is read before it is written.
-        apply_span(operation, kept, out, y, whole, row, out)
-    elif out == y:
-        while i + lanes <= classes:
-            apply_span(operation, kept, x + i, y + i, lanes, row, line)
-            memcpy(out + i, line, 64)
-            i += lanes
-    else:
-        apply_span(operation, kept, x, y, whole, row, out)
-    if whole < classes and not stream:
-        memcpy(out + classes - lanes, last, 64)
+        # To the first whole line, and beyond.
+        for j in range(MOST_LANES // lanes):
+            apply_span(operation, kept, lanes, x + j * lanes, y + j * lanes, row, False, out + j * lanes)
+        i = -(<Py_ssize_t> out // <Py_ssize_t> sizeof(real)) & (LINE_BYTES // <Py_ssize_t> sizeof(real) - 1)
+        while i + group <= classes:
+            apply_span(operation, kept, group, x + i, y + i, row, True, out + i)
+            i += group
+    while i + group <= classes:
+        apply_span(operation, kept, group, x + i, y + i, row, False, out + i)
+        i += group
+    while i + lanes <= classes:
+        apply_span(operation, kept, lanes, x + i, y + i, row, False, out + i)
+        i += lanes
+    if i < classes:
+        for j in range(lanes):
+            out[classes - lanes + j] = last[j]
 
 
 cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y,
                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                             bint stream) noexcept nogil:
-    cdef Py_ssize_t b, r, i, n
+    cdef Py_ssize_t b, r, i, j, n
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
@@ -1032,6 +1071,9 @@ cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t 
         for r in range(n):
             i = b * BATCH + r
             apply_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step, stream)
+            if operation == SOFTMAX and of[AGAIN * BATCH + r] != 1:
+                for j in range(classes):
+                    out[i * out_step + j] = out[i * out_step + j] * of[AGAIN * BATCH + r]
 
 
 cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1075,8 +1117,8 @@ cdef inline void reduce_lanes(int operation, bint keep, bint few, Py_ssize_t wid
     if not is_backward(operation):
         lanes_max(operation, width, x, x_step, y, y_step, classes, of + TOP * width)
         set_references(width, of)
-    lanes_sum(operation, keep, True, few, False, width, x, x_step, y, y_step, classes, of, width, 1, total, carry, ties,
-              ties_carry, exps, exps_step, 0, NULL)
+    lanes_sum(operation, keep, few, width, x, x_step, y, y_step, classes, of, total, carry, ties, ties_carry, exps,
+              exps_step)
     write_state(operation, width, width, of, total, carry, ties, ties_carry, state, first)
 
 
@@ -1103,12 +1145,20 @@ cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, const r
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
     """apply_lanes with what it needs of the state, for up to STRIP lanes."""
+    cdef Py_ssize_t c, j
+    cdef int again = 0
     cdef real of[PARAMETERS * STRIP]
     read_state(operation, width, state, first, factor, of)
     if out == y and out != x:
         apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
         apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, of, out, out_step)
+    if operation == SOFTMAX:
+        for j in range(width):
+            again |= of[AGAIN * width + j] != 1
+        for c in range(classes if again else 0):
+            for j in range(width):
+                out[c * out_step + j] = out[c * out_step + j] * of[AGAIN * width + j]
 
 
 cdef inline void reduce_width(int operation, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,

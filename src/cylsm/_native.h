@@ -19,6 +19,15 @@
 #define CYLSM_FMA 0
 #endif
 
+/* Bytes of the widest vectors that the compiler may use. */
+#if defined(__AVX512F__)
+#define CYLSM_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define CYLSM_VECTOR_BYTES 32
+#else
+#define CYLSM_VECTOR_BYTES 16
+#endif
+
 #define cylsm_require(condition) assert(condition)
 
 static inline uint32_t bits_of_float(float x) { uint32_t b; memcpy(&b, &x, 4); return b; }
