@@ -60,6 +60,8 @@ TUNING = [
     ["-fno-tree-loop-distribute-patterns"],
     # gcc: counts stay in the order they are written in, and so in fewer registers
     ["-fno-tree-reassoc"],
+    # gcc: what is not declared inline stays apart; among other loops the shuffles run out of registers
+    ["-fno-inline-functions", "-fno-inline-small-functions", "-fno-inline-functions-called-once"],
     # identical code ran up to 20 % slower at an unlucky address
     ["-falign-functions=64"],
     ["-falign-loops=32"],

@@ -83,6 +83,7 @@ cdef enum:
     MOST_LANES = 16           # of float in the widest vector; stack arrays have room for any
     BATCH = 16                # rows whose lanes are folded together
     FEW_CLASSES = 64          # a strip's classes up to here are added one by one, as those of few_rows are
+    LEAST_ANEW = 8            # classes; softmax of 8 float32 ones takes 1.8 ns an element so, and 2.1 transposed
     SHORT_CLASSES = 16        # of so few, GROUP lanes at a time are reduced
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
 
@@ -718,11 +719,12 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
                                                  - y * (others if x == top else 1 - p)))
 
 
-cdef inline void read_state(int operation, Py_ssize_t width, const RowState *state, Py_ssize_t first,
+cdef inline bint read_state(int operation, Py_ssize_t width, const RowState *state, Py_ssize_t first,
                             const real *factor, real *of) noexcept nogil:
-    """What `applied` needs of the state."""
+    """What `applied` needs of the state. True where results are still to be multiplied by AGAIN."""
     cdef Py_ssize_t j
-    cdef real again
+    cdef real low, bound = least_normal(of) / exp_unit(of)
+    cdef int small = 0
     for j in range(width):
         of[TOP * width + j] = (<const real *> state.top)[first + j]
     if operation == LOG_SOFTMAX:
@@ -741,12 +743,18 @@ cdef inline void read_state(int operation, Py_ssize_t width, const RowState *sta
     if operation == SOFTMAX:
         for j in range(width):
             of[UNITY * width + j] = exp_of_lane(False, of[TOP * width + j], of, width, j)
+        # The unit goes into the scale, unless that would become subnormal.
         for j in range(width):
-            # The unit goes into the scale, unless that would become subnormal.
-            again = exp_unit(of) if 0 < fabs(of[LOW * width + j]) < least_normal(of) / exp_unit(of) else <real> 1.0
-            of[AGAIN * width + j] = again
-            of[LOW * width + j] = of[LOW * width + j] * (exp_unit(of) / again)
-            of[PEAK * width + j] = of[PEAK * width + j] / again
+            low = of[LOW * width + j]
+            small |= (low != 0) & (-bound < low) & (low < bound)
+        for j in range(width):
+            of[LOW * width + j] = of[LOW * width + j] * exp_unit(of)
+        for j in range(width if small else 0):
+            low = (<const real *> state.scale)[first + j]
+            of[AGAIN * width + j] = exp_unit(of) if -bound < low < bound else <real> 1.0
+            if -bound < low < bound:
+                of[LOW * width + j] = low
+                of[PEAK * width + j] = of[PEAK * width + j] / exp_unit(of)
     if operation == MIXTURE:
         for j in range(width):
             of[MASS * width + j] = (<const real *> state.mass)[first + j]
@@ -756,6 +764,7 @@ cdef inline void read_state(int operation, Py_ssize_t width, const RowState *sta
             of[OTHERS * width + j] = (<const real *> state.others)[first + j]
         for j in range(width):
             of[FACTOR * width + j] = factor[j]
+    return small
 
 
 cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
@@ -1064,14 +1073,16 @@ cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t 
                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                             bint stream) noexcept nogil:
     cdef Py_ssize_t b, r, i, j, n
+    cdef bint again
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
-        read_state(operation, BATCH, state, first + b * BATCH, factor + b * BATCH if operation == MIXTURE else factor, of)
+        again = read_state(operation, BATCH, state, first + b * BATCH,
+                           factor + b * BATCH if operation == MIXTURE else factor, of)
         for r in range(n):
             i = b * BATCH + r
             apply_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step, stream)
-            if operation == SOFTMAX and of[AGAIN * BATCH + r] != 1:
+            if again:
                 for j in range(classes):
                     out[i * out_step + j] = out[i * out_step + j] * of[AGAIN * BATCH + r]
 
@@ -1146,17 +1157,14 @@ cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, const r
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
     """apply_lanes with what it needs of the state, for up to STRIP lanes."""
     cdef Py_ssize_t c, j
-    cdef int again = 0
     cdef real of[PARAMETERS * STRIP]
-    read_state(operation, width, state, first, factor, of)
+    cdef bint again = read_state(operation, width, state, first, factor, of)
     if out == y and out != x:
         apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
         apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, of, out, out_step)
-    if operation == SOFTMAX:
-        for j in range(width):
-            again |= of[AGAIN * width + j] != 1
-        for c in range(classes if again else 0):
+    if again:
+        for c in range(classes):
             for j in range(width):
                 out[c * out_step + j] = out[c * out_step + j] * of[AGAIN * width + j]
 
@@ -1440,14 +1448,25 @@ cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcep
         out[i + 3 * quarter] = x[4 * i + 3]
 
 
+cdef void lanes_from_group(const real *x, Py_ssize_t classes, real *lanes, real *scratch) noexcept nogil:
+    """Transposes GROUP rows side by side. Not inline: among other loops the shuffles run out of registers."""
+    shuffle(x, lanes, GROUP // 4 * classes)
+    shuffle(lanes, scratch, GROUP // 4 * classes)
+    shuffle(scratch, lanes, GROUP // 4 * classes)
+
+
+cdef void group_from_lanes(real *lanes, Py_ssize_t classes, real *out, real *scratch) noexcept nogil:
+    unshuffle(lanes, scratch, GROUP // 4 * classes)
+    unshuffle(scratch, lanes, GROUP // 4 * classes)
+    unshuffle(lanes, out, GROUP // 4 * classes)
+
+
 cdef inline void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows,
                                  Py_ssize_t classes, real *lanes, real *scratch) noexcept nogil:
     """lanes[c * width + r] = x[r * x_step + c]; lanes of rows that are not there become 0."""
     cdef Py_ssize_t r, c
     if rows == GROUP and x_step == classes:
-        shuffle(x, lanes, GROUP // 4 * classes)
-        shuffle(lanes, scratch, GROUP // 4 * classes)
-        shuffle(scratch, lanes, GROUP // 4 * classes)
+        lanes_from_group(x, classes, lanes, scratch)
     else:
         for c in range(width * classes):
             lanes[c] = 0
@@ -1460,13 +1479,48 @@ cdef inline void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows,
                                  Py_ssize_t out_step, real *scratch) noexcept nogil:
     cdef Py_ssize_t r, c
     if rows == GROUP and out_step == classes:
-        unshuffle(lanes, scratch, GROUP // 4 * classes)
-        unshuffle(scratch, lanes, GROUP // 4 * classes)
-        unshuffle(lanes, out, GROUP // 4 * classes)
+        group_from_lanes(lanes, classes, out, scratch)
     else:
         for r in range(rows):
             for c in range(classes):
                 out[r * out_step + c] = lanes[c * width + r]
+
+
+cdef inline void apply_over(int operation, const real *x, const real *y, Py_ssize_t rows, Py_ssize_t classes,
+                            const RowState *state, Py_ssize_t first, real *out) noexcept nogil:
+    """Rows side by side, shorter than vectors are: what a row's last vector writes too much, the next row overwrites. The
+    last rows, which would write beyond the others, are written one by one. `out` is no input."""
+    cdef Py_ssize_t b, r, v, c, i, n, lanes = lanes_of(x)
+    cdef Py_ssize_t vectors = (classes + lanes - 1) // lanes
+    cdef Py_ssize_t whole = max(<Py_ssize_t> 0, rows - vectors * lanes // classes)
+    cdef int again = 0
+    cdef real of[PARAMETERS * BATCH]
+    for b in range((rows + BATCH - 1) // BATCH):
+        n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
+        again |= read_state(operation, BATCH, state, first + b * BATCH, NULL, of) << b
+        for r in range(n):
+            i = (b * BATCH + r) * classes
+            if b * BATCH + r < whole:
+                for v in range(vectors):
+                    apply_span(operation, False, lanes, x + i + v * lanes, y + i + v * lanes, of + r, False,
+                               out + i + v * lanes)
+            else:
+                for c in range(classes):
+                    out[i + c] = applied(operation, False, x[i + c], y[i + c], of + r, BATCH, 0)
+    for r in range(rows if again else 0):
+        b = r // BATCH
+        if r % BATCH == 0:
+            read_state(operation, BATCH, state, first + r, NULL, of)
+        for c in range(classes if again >> b & 1 else 0):
+            out[r * classes + c] = out[r * classes + c] * of[AGAIN * BATCH + r % BATCH]
+
+
+cdef inline const real *kept_from(const real *x, const real *out, Py_ssize_t n, real *copy) noexcept nogil:
+    """x, or a copy if out is x."""
+    if x != out:
+        return x
+    memcpy(copy, x, n * sizeof(real))
+    return copy
 
 
 cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -1478,18 +1532,35 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *y_lanes = scratch + SCRATCH
     cdef real *other = scratch + 2 * SCRATCH
     cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
-    # Where a row fills a vector, the way back is shorter than the lanes'.
-    cdef bint by_rows = classes >= SHORTEST_ROW and (operation == LOG_SOFTMAX or is_backward(operation))
+    # The way back by rows, from the inputs, is shorter than the lanes' where rows fill a vector, or half of one without
+    # gaps between them: softmax's exps of float are sooner computed anew.
+    cdef bint from_inputs = (operation == LOG_SOFTMAX or is_backward(operation)
+                             or (operation == SOFTMAX and real is float and classes >= LEAST_ANEW))
+    cdef bint by_rows = classes >= SHORTEST_ROW and from_inputs
+    cdef bint over = (not by_rows and from_inputs and 2 * classes >= lanes_of(x) and x_step == classes
+                      and out_step == classes and (y_step == classes or not is_backward(operation)))
+    cdef bint forgets = mixture or (operation == SOFTMAX and (by_rows or over))
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
-    if reads_y(operation) or mixture or (operation == LOG_SOFTMAX_BACKWARD and not by_rows):
+    if reads_y(operation) or mixture or (operation == LOG_SOFTMAX_BACKWARD and not (by_rows or over)):
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    reduce_width(LOGSUMEXP if mixture else operation, True, width, x_lanes, width, y_lanes, width, classes, state, first,
+    reduce_width(LOGSUMEXP if forgets else operation, True, width, x_lanes, width, y_lanes, width, classes, state, first,
                  x_lanes, width)
     finish_block(operation, width, width, state, first, factor)
     if mixture:
         reduce_width(MIXTURE_COST, True, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
     if by_rows:
         apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False)
+    elif over:
+        x = kept_from(x, out, rows * classes, other)
+        y = kept_from(y, out, rows * classes, y_lanes) if is_backward(operation) else x
+        if operation == LOG_SOFTMAX:
+            apply_over(LOG_SOFTMAX, x, y, rows, classes, state, first, out)
+        elif operation == SOFTMAX:
+            apply_over(SOFTMAX, x, y, rows, classes, state, first, out)
+        elif operation == LOG_SOFTMAX_BACKWARD:
+            apply_over(LOG_SOFTMAX_BACKWARD, x, y, rows, classes, state, first, out)
+        else:
+            apply_over(SOFTMAX_BACKWARD, x, y, rows, classes, state, first, out)
     elif operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
         apply_width(operation, True, width, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
                     width)
