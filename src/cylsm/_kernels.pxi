@@ -723,7 +723,7 @@ cdef inline bint read_state(int operation, Py_ssize_t width, const RowState *sta
                             const real *factor, real *of) noexcept nogil:
     """What `applied` needs of the state. True where results are still to be multiplied by AGAIN."""
     cdef Py_ssize_t j
-    cdef real low, bound = least_normal(of) / exp_unit(of)
+    cdef real low, unity, bound = least_normal(of) / exp_unit(of)
     cdef int small = 0
     for j in range(width):
         of[TOP * width + j] = (<const real *> state.top)[first + j]
@@ -742,7 +742,9 @@ cdef inline bint read_state(int operation, Py_ssize_t width, const RowState *sta
             of[PEAK * width + j] = (<const real *> state.peak)[first + j]
     if operation == SOFTMAX:
         for j in range(width):
-            of[UNITY * width + j] = exp_of_lane(False, of[TOP * width + j], of, width, j)
+            unity = exp_of_lane(False, of[TOP * width + j], of, width, j)
+            # What is made of +inf, nan, is no unity: it stays nan.
+            of[UNITY * width + j] = unity if unity == unity else <real> -1.0
         # The unit goes into the scale, unless that would become subnormal.
         for j in range(width):
             low = of[LOW * width + j]
