@@ -455,7 +455,7 @@ cdef void compute_block(Plan *plan, Worker *worker, Py_ssize_t index, bint share
     else:
         all_tiles(plan, worker, block, operation, shared)
         merge_tiles(plan, block, operation)
-        plan.kernels.finish(task.operation, &block.state, block.merged, block.rows,
+        plan.kernels.finish(task.operation, &block.state, block.merged, block.rows, task.classes,
                             block.factor if task.has_factor else NULL)
         if mixture:
             for t in range(plan.tiles if plan.tiles > 1 else 0):

@@ -68,10 +68,10 @@ ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, 
 # Folds the entries of `tiles` tiles (tile t of row r at t * rows + r), in order, into entries first .. first + rows.
 ctypedef void (*merge_kernel)(int operation, const RowState *state, void *tops, Py_ssize_t rows, Py_ssize_t tiles,
                               Py_ssize_t first) noexcept nogil
-# Sets log_sum and log_low of entries first .. first + rows (of a SOFTMAX whose log_sum is NULL nobody wants them), and
-# where they are needed peak, others and scale; a NULL factor is 1.
+# Sets log_sum and log_low of entries first .. first + rows, rows of so many classes (of a SOFTMAX whose log_sum is NULL
+# nobody wants them), and where they are needed peak, others and scale; a NULL factor is 1.
 ctypedef void (*finish_kernel)(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
-                               const void *factor) noexcept nogil
+                               Py_ssize_t classes, const void *factor) noexcept nogil
 # Sets every tile's scale and peak from its row's, so that exps taken relative to a tile's own top can be used as they
 # are.
 ctypedef void (*spread_kernel)(const RowState *state, const void *tops, Py_ssize_t rows, Py_ssize_t tiles,

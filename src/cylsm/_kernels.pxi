@@ -83,9 +83,18 @@ cdef enum:
     MOST_LANES = 16           # of float in the widest vector; stack arrays have room for any
     BATCH = 16                # rows whose lanes are folded together
     FEW_CLASSES = 64          # a strip's classes up to here are added one by one, as those of few_rows are
+    # Up to here exps count from the top. Softmax of 4 float32 classes takes 2.0 ns an element so, and 2.6 with a reference;
+    # of 6, 1.9 and 2.2; logsumexp of 4, 1.73 and 1.75, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
+    NEAR_CLASSES = 8
+    SHORT_CLASSES = 16        # up to here a strip's lanes are reduced GROUP at a time
     LEAST_ANEW = 8            # classes; softmax of 8 float32 ones takes 1.8 ns an element so, and 2.1 transposed
-    SHORT_CLASSES = 16        # of so few, GROUP lanes at a time are reduced
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
+
+# What the exps of a row count from.
+cdef enum Origin:
+    CENTRED                   # centre + N ln 2
+    PLAIN                     # the same where the centre is 0
+    NEAR                      # the top
 
 # What belongs to a row (or lane): lines of one array, as long as there are rows.
 cdef enum:
@@ -200,6 +209,25 @@ cdef inline real exp_from(bint brief, bint plain, real x, real centre, real shif
     gap = least if least > gap else gap
     shifted = gap * <real> 1.4426950408889634 + shift
     return exp_reduced(brief, gap, shifted - shift) * power_of_two(shifted)
+
+
+cdef inline real exp_near(real x, real top) noexcept nogil:
+    """exp(x - top) / exp_unit for x not above top, or nan; what the rounding of x - top loses is carried into exp.
+
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.17 / 4.50 / 4.50 (`brief`, at gaps of 100), float64 1.23 /
+    0.92 / 0.92.
+    """
+    cdef real bias = <real> 157.0 if real is float else <real> 1083.0
+    cdef real least = -bias * <real> 0.6931471805599453
+    cdef real gap = x - top
+    cdef real lost = lost_in_sum(x, -top, gap)
+    cdef real shifted, n
+    lost = lost if gap > least else <real> 0.0
+    gap = least if least > gap else gap
+    shifted = gap * <real> 1.4426950408889634 + (rounder(&x) + bias)
+    n = shifted - (rounder(&x) + bias)
+    gap = reduced(True, gap, n) + lost
+    return ((exp_series(gap) * gap + <real> 1.0) * gap + <real> 1.0) * power_of_two(shifted)
 
 
 cdef inline real lift_to(real top, real centre, real shift, real *low) noexcept nogil:
@@ -443,8 +471,10 @@ cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
         set_reference(of[TOP * width + j], &of[CENTRE * width + j], &of[SHIFT * width + j], &of[LEAST * width + j])
 
 
-cdef inline real exp_of_lane(bint plain, real x, const real *of, Py_ssize_t step, Py_ssize_t i) noexcept nogil:
-    return exp_from(True, plain, x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
+cdef inline real exp_of_lane(int origin, real x, const real *of, Py_ssize_t step, Py_ssize_t i) noexcept nogil:
+    if origin == NEAR:
+        return exp_near(x, of[TOP * step + i])
+    return exp_from(True, origin == PLAIN, x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
 
 
 cdef inline void add_weighted(real x, real w, real top, real e, real *ties, real *ties_carry, real *total,
@@ -512,7 +542,7 @@ cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ss
         max_of_classes(operation, 1, width, x, x_step, y, y_step, top)
 
 
-cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bint few, bint plain, Py_ssize_t width,
+cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bint few, int origin, Py_ssize_t width,
                                 const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, const real *of,
                                 Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry, real *ties,
                                 real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
@@ -547,13 +577,13 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
         if n > 3:
             v3 = seen(operation, x[3 * x_step + j], w3)
         if not backward:
-            e0 = exp_of_lane(plain, v0, of, of_step, i)
+            e0 = exp_of_lane(origin, v0, of, of_step, i)
             if n > 1:
-                e1 = exp_of_lane(plain, v1, of, of_step, i)
+                e1 = exp_of_lane(origin, v1, of, of_step, i)
             if n > 2:
-                e2 = exp_of_lane(plain, v2, of, of_step, i)
+                e2 = exp_of_lane(origin, v2, of, of_step, i)
             if n > 3:
-                e3 = exp_of_lane(plain, v3, of, of_step, i)
+                e3 = exp_of_lane(origin, v3, of, of_step, i)
         if keep and apart:
             kept[j] = e0
             if n > 1:
@@ -626,38 +656,44 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                 exps[k * exps_step + j] = kept[k * width + j]
 
 
-cdef inline void lanes_sum(int operation, bint keep, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step,
-                           const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *total, real *carry,
-                           real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
+cdef inline void lanes_sum(int operation, bint keep, bint few, int origin, Py_ssize_t width, const real *x,
+                           Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of,
+                           real *total, real *carry, real *ties, real *ties_carry, real *exps,
+                           Py_ssize_t exps_step) noexcept nogil:
     """The same for any number of classes, four a sweep."""
     cdef Py_ssize_t c, j, whole = classes - classes % 4
     for c in range(0, whole, 4):
-        sum_of_classes(operation, 4, keep, True, few, False, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
+        sum_of_classes(operation, 4, keep, True, few, origin, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
                        width, 1, total, carry, ties, ties_carry, exps + c * exps_step if keep else exps, exps_step)
     x = x + whole * x_step
     y = y + whole * y_step
     exps = exps + whole * exps_step if keep else exps
     if classes - whole == 3:
-        sum_of_classes(operation, 3, keep, True, few, False, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
+        sum_of_classes(operation, 3, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
                        ties_carry, exps, exps_step)
     elif classes - whole == 2:
-        sum_of_classes(operation, 2, keep, True, few, False, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
+        sum_of_classes(operation, 2, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
                        ties_carry, exps, exps_step)
     elif classes - whole == 1:
-        sum_of_classes(operation, 1, keep, True, few, False, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
+        sum_of_classes(operation, 1, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
                        ties_carry, exps, exps_step)
     if not is_backward(operation) and operation != LOGSUMEXP_WEIGHTED:
         for j in range(width):
             ties[j] = count_of(ties[j])
 
 
-cdef inline void write_state(int operation, Py_ssize_t width, Py_ssize_t rows, const real *of, real *total, real *carry,
+cdef inline void write_state(int operation, int origin, Py_ssize_t width, Py_ssize_t rows, const real *of, real *total, real *carry,
                              const real *ties, const real *ties_carry, const RowState *state,
                              Py_ssize_t first) noexcept nogil:
     """What a reduction leaves: top, ties, and the rest with its carry, as multiples of exp(top)."""
     cdef Py_ssize_t j
     if not is_backward(operation):
-        for j in range(width):
+        if origin == NEAR:
+            for j in range(width):
+                total[j] = total[j] * exp_unit(of)
+            for j in range(width):
+                carry[j] = carry[j] * exp_unit(of)
+        for j in range(0 if origin == NEAR else width):
             lift_sum(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &total[j], &carry[j])
         if operation == LOGSUMEXP_WEIGHTED:
             for j in range(width):
@@ -691,27 +727,27 @@ cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
             cost_carry[j] = cost_carry[j] + <real> finite(exact)
 
 
-cdef inline real applied(int operation, bint kept, real x, real y, const real *of, Py_ssize_t width,
+cdef inline real applied(int operation, bint kept, bint near, real x, real y, const real *of, Py_ssize_t width,
                          Py_ssize_t j) noexcept nogil:
     """One element of the result. `kept`: x is its exp."""
     cdef real e, top = of[TOP * width + j], low = of[LOW * width + j], unity, peak, others
     cdef double p
-    if operation == SOFTMAX:
+    if operation == SOFTMAX and not near:
         unity = of[UNITY * width + j]
-    if operation == SOFTMAX or operation == MIXTURE:
+    if operation == SOFTMAX and not near or operation == MIXTURE:
         peak = of[PEAK * width + j]
     if operation == LOG_SOFTMAX:
         return (x - top) - low
     elif operation == SOFTMAX:
-        e = x if kept else exp_of_lane(False, x, of, width, j)
-        return peak if same_bits(e, unity) else e * low
+        e = x if kept else exp_of_lane(NEAR if near else CENTRED, x, of, width, j)
+        return e * low if near else (peak if same_bits(e, unity) else e * low)
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_scaled(y, of[SHIFT * width + j], of[LEAST * width + j]) * low
     elif operation == SOFTMAX_BACKWARD:
         return y * (x - low)
     else:
         # mass * p - y without what cancels in it, and 1 - p without cancellation where p is near 1.
-        e = exp_of_lane(False, x, of, width, j)
+        e = exp_of_lane(CENTRED, x, of, width, j)
         p = (<double> e * exp_unit(of)) * low
         others = of[OTHERS * width + j]
         p = peak if x == top else p
@@ -719,7 +755,7 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
                                                  - y * (others if x == top else 1 - p)))
 
 
-cdef inline bint read_state(int operation, Py_ssize_t width, const RowState *state, Py_ssize_t first,
+cdef inline bint read_state(int operation, bint near, Py_ssize_t width, const RowState *state, Py_ssize_t first,
                             const real *factor, real *of) noexcept nogil:
     """What `applied` needs of the state. True where results are still to be multiplied by AGAIN."""
     cdef Py_ssize_t j
@@ -736,13 +772,13 @@ cdef inline bint read_state(int operation, Py_ssize_t width, const RowState *sta
     if operation == LOG_SOFTMAX_BACKWARD:
         for j in range(width):
             of[LOW * width + j] = set_factor(of[LOW * width + j], &of[SHIFT * width + j], &of[LEAST * width + j])
-    if operation == SOFTMAX or operation == MIXTURE:
+    if (operation == SOFTMAX and not near) or operation == MIXTURE:
         set_references(width, of)
         for j in range(width):
             of[PEAK * width + j] = (<const real *> state.peak)[first + j]
     if operation == SOFTMAX:
-        for j in range(width):
-            unity = exp_of_lane(False, of[TOP * width + j], of, width, j)
+        for j in range(0 if near else width):
+            unity = exp_of_lane(CENTRED, of[TOP * width + j], of, width, j)
             # What is made of +inf, nan, is no unity: it stays nan.
             of[UNITY * width + j] = unity if unity == unity else <real> -1.0
         # The unit goes into the scale, unless that would become subnormal.
@@ -756,7 +792,8 @@ cdef inline bint read_state(int operation, Py_ssize_t width, const RowState *sta
             of[AGAIN * width + j] = exp_unit(of) if -bound < low < bound else <real> 1.0
             if -bound < low < bound:
                 of[LOW * width + j] = low
-                of[PEAK * width + j] = of[PEAK * width + j] / exp_unit(of)
+                if not near:
+                    of[PEAK * width + j] = of[PEAK * width + j] / exp_unit(of)
     if operation == MIXTURE:
         for j in range(width):
             of[MASS * width + j] = (<const real *> state.mass)[first + j]
@@ -769,7 +806,7 @@ cdef inline bint read_state(int operation, Py_ssize_t width, const RowState *sta
     return small
 
 
-cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+cdef inline void apply_lanes(int operation, bint kept, bint near, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *out,
                              Py_ssize_t out_step) noexcept nogil:
     """`out` is x, with the same step, or overlaps neither x nor y."""
@@ -779,12 +816,12 @@ cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const r
         # The same pointer: the compiler sees that an element is read before it is written.
         for c in range(classes):
             for j in range(width):
-                out[c * out_step + j] = applied(operation, kept, out[c * out_step + j],
+                out[c * out_step + j] = applied(operation, kept, near, out[c * out_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
     else:
         for c in range(classes):
             for j in range(width):
-                out[c * out_step + j] = applied(operation, kept, x[c * x_step + j],
+                out[c * out_step + j] = applied(operation, kept, near, x[c * x_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
 
 
@@ -794,7 +831,7 @@ cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x
     cdef Py_ssize_t c
     cdef real line[STRIP]
     for c in range(classes):
-        apply_lanes(operation, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, of, line, 0)
+        apply_lanes(operation, False, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, of, line, 0)
         memcpy(out + c * out_step, line, width * sizeof(real))
 
 
@@ -859,7 +896,7 @@ cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t
         top[j] = larger(wide[lanes + j], wide[j])
 
 
-cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, const real *y, Py_ssize_t classes,
+cdef inline void row_sum(int operation, bint keep, int origin, const real *x, const real *y, Py_ssize_t classes,
                          const real *row, real *total, real *carry, real *ties, real *ties_carry, real *exps,
                          Py_ssize_t ahead, const real *soon) noexcept nogil:
     """The lanes of one row's sums; `row` holds its top and reference. Four vectors are added at a time, then single ones,
@@ -889,11 +926,11 @@ cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, co
                 ask_for(exps + i + ahead, group)
         if soon != NULL:
             ask_for(soon + i, group)
-        sum_of_classes(operation, 4, keep, True, False, plain, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
+        sum_of_classes(operation, 4, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += group
     while i + lanes <= classes:
-        sum_of_classes(operation, 1, keep, True, False, plain, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
+        sum_of_classes(operation, 1, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += lanes
     if i < classes:
@@ -902,12 +939,12 @@ cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, co
         if reads_y(operation):
             for lane in range(<int> lanes):
                 last_y[lane] = y[classes - lanes + lane] if lane >= known else <real> 0.0
-        sum_of_classes(operation, 1, False, False, False, plain, lanes, last_x, lanes, last_y, lanes, row, BATCH, 0, sums,
+        sum_of_classes(operation, 1, False, False, False, origin, lanes, last_x, lanes, last_y, lanes, row, BATCH, 0, sums,
                        lost, tied, tied_lost, exps, lanes)
         if keep:
             # Some of these have just been stored: to read them back would take longer than to compute them.
             for j in range(lanes):
-                exps[classes - lanes + j] = exp_of_lane(plain, end[j], row, BATCH, 0)
+                exps[classes - lanes + j] = exp_of_lane(origin, end[j], row, BATCH, 0)
     for j in range(lanes):
         total[j] = sums[j]
     for j in range(lanes):
@@ -920,14 +957,14 @@ cdef inline void row_sum(int operation, bint keep, bint plain, const real *x, co
             ties_carry[j] = tied_lost[j]
 
 
-cdef inline void sum_rows(int operation, bint keep, bint plain, const real *x, Py_ssize_t x_step, const real *y,
+cdef inline void sum_rows(int operation, bint keep, int origin, const real *x, Py_ssize_t x_step, const real *y,
                           Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const real *of, real *total,
                           real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t r, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
     if is_backward(operation):
         ahead = 0
     for r in range(rows):
-        row_sum(operation, keep, plain, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
+        row_sum(operation, keep, origin, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
                 carry + r * lanes, ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step, ahead,
                 exps + r * exps_step if not keep and not is_backward(operation) and exps != NULL else NULL)
 
@@ -958,17 +995,17 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
     for r in range(BATCH):
         centred |= of[CENTRE * BATCH + r] != 0
     if plain and not centred:
-        sum_rows(operation, keep, True, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
+        sum_rows(operation, keep, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
                  exps_step)
     else:
-        sum_rows(operation, keep, False, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
+        sum_rows(operation, keep, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
                  exps_step)
     fold_sum(guarded, total, carry, rows)
     if operation == LOGSUMEXP_WEIGHTED:
         fold_sum(guarded, ties, ties_carry, rows)
     elif not backward:
         fold_sum(False, ties, NULL, rows)
-    write_state(operation, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
+    write_state(operation, CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
 
 
 cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -1030,13 +1067,13 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
                          exps + r * exps_step, exps_step)
 
 
-cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *x, const real *y, const real *row,
+cdef inline void apply_span(int operation, bint kept, bint near, Py_ssize_t n, const real *x, const real *y, const real *row,
                             bint stream, real *out) noexcept nogil:
     """n elements, a constant number of up to four vectors; streamed, whole lines go around the caches."""
     cdef Py_ssize_t j
     cdef real span[4 * MOST_LANES]
     for j in range(n):
-        span[j] = applied(operation, kept, x[j], y[j], row, BATCH, 0)
+        span[j] = applied(operation, kept, near, x[j], y[j], row, BATCH, 0)
     if stream:
         stream_lines(out, span, n * <Py_ssize_t> sizeof(real) // LINE_BYTES)
     else:
@@ -1050,20 +1087,20 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
     cdef Py_ssize_t i = 0, j, lanes = lanes_of(x), group = 4 * lanes
     cdef real last[MOST_LANES]
     # The last vector overlaps others. Out may be an input: it is computed before anything is stored.
-    apply_span(operation, kept, lanes, x + classes - lanes, y + classes - lanes, row, False, last)
+    apply_span(operation, kept, False, lanes, x + classes - lanes, y + classes - lanes, row, False, last)
     if stream:
         # To the first whole line, and beyond.
         for j in range(MOST_LANES // lanes):
-            apply_span(operation, kept, lanes, x + j * lanes, y + j * lanes, row, False, out + j * lanes)
+            apply_span(operation, kept, False, lanes, x + j * lanes, y + j * lanes, row, False, out + j * lanes)
         i = -(<Py_ssize_t> out // <Py_ssize_t> sizeof(real)) & (LINE_BYTES // <Py_ssize_t> sizeof(real) - 1)
         while i + group <= classes:
-            apply_span(operation, kept, group, x + i, y + i, row, True, out + i)
+            apply_span(operation, kept, False, group, x + i, y + i, row, True, out + i)
             i += group
     while i + group <= classes:
-        apply_span(operation, kept, group, x + i, y + i, row, False, out + i)
+        apply_span(operation, kept, False, group, x + i, y + i, row, False, out + i)
         i += group
     while i + lanes <= classes:
-        apply_span(operation, kept, lanes, x + i, y + i, row, False, out + i)
+        apply_span(operation, kept, False, lanes, x + i, y + i, row, False, out + i)
         i += lanes
     if i < classes:
         for j in range(lanes):
@@ -1079,7 +1116,7 @@ cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t 
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
-        again = read_state(operation, BATCH, state, first + b * BATCH,
+        again = read_state(operation, False, BATCH, state, first + b * BATCH,
                            factor + b * BATCH if operation == MIXTURE else factor, of)
         for r in range(n):
             i = b * BATCH + r
@@ -1111,7 +1148,7 @@ cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step,
 
 # ---- strips ----------------------------------------------------------------------------------------------------
 
-cdef inline void reduce_lanes(int operation, bint keep, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+cdef inline void reduce_lanes(int operation, bint keep, bint few, int origin, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                               const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
     """Reduces up to STRIP lanes."""
@@ -1129,10 +1166,11 @@ cdef inline void reduce_lanes(int operation, bint keep, bint few, Py_ssize_t wid
         ties_carry[j] = 0
     if not is_backward(operation):
         lanes_max(operation, width, x, x_step, y, y_step, classes, of + TOP * width)
-        set_references(width, of)
-    lanes_sum(operation, keep, few, width, x, x_step, y, y_step, classes, of, total, carry, ties, ties_carry, exps,
+        if origin != NEAR:
+            set_references(width, of)
+    lanes_sum(operation, keep, few, origin, width, x, x_step, y, y_step, classes, of, total, carry, ties, ties_carry, exps,
               exps_step)
-    write_state(operation, width, width, of, total, carry, ties, ties_carry, state, first)
+    write_state(operation, origin, width, width, of, total, carry, ties, ties_carry, state, first)
 
 
 cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1154,57 +1192,73 @@ cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
         (<real *> state.carry)[first + j] = cost_carry[j]
 
 
-cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+cdef inline void apply_state(int operation, bint kept, bint near, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
     """apply_lanes with what it needs of the state, for up to STRIP lanes."""
     cdef Py_ssize_t c, j
     cdef real of[PARAMETERS * STRIP]
-    cdef bint again = read_state(operation, width, state, first, factor, of)
+    cdef bint again = read_state(operation, near, width, state, first, factor, of)
     if out == y and out != x:
         apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
-        apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, of, out, out_step)
+        apply_lanes(operation, kept, near, width, x, x_step, y, y_step, classes, of, out, out_step)
     if again:
         for c in range(classes):
             for j in range(width):
                 out[c * out_step + j] = out[c * out_step + j] * of[AGAIN * width + j]
 
 
-cdef inline void reduce_width(int operation, bint few, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                               Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                               real *exps, Py_ssize_t exps_step) noexcept nogil:
     """reduce_lanes of the operation at hand; where width is a constant, so is the trip count of every loop."""
-    if operation == SOFTMAX:
-        reduce_lanes(SOFTMAX, True, few, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+    if operation == SOFTMAX and classes <= NEAR_CLASSES:
+        reduce_lanes(SOFTMAX, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+    elif operation == SOFTMAX and classes <= FEW_CLASSES:
+        reduce_lanes(SOFTMAX, True, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+    elif operation == SOFTMAX:
+        reduce_lanes(SOFTMAX, True, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps,
+                     exps_step)
     elif operation == SOFTMAX_BACKWARD:
-        reduce_lanes(SOFTMAX_BACKWARD, False, False, width, x, x_step, y, y_step, classes, state, first, exps, exps_step)
+        reduce_lanes(SOFTMAX_BACKWARD, False, False, CENTRED, width, x, x_step, y, y_step, classes, state, first, exps,
+                     exps_step)
     elif operation == LOGSUMEXP_WEIGHTED:
-        reduce_lanes(LOGSUMEXP_WEIGHTED, False, False, width, x, x_step, y, y_step, classes, state, first, exps, exps_step)
+        reduce_lanes(LOGSUMEXP_WEIGHTED, False, False, CENTRED, width, x, x_step, y, y_step, classes, state, first, exps,
+                     exps_step)
     elif operation == MIXTURE_COST:
         cost_lanes(width, x, x_step, y, y_step, classes, state, first)
+    elif classes <= NEAR_CLASSES:
+        reduce_lanes(LOGSUMEXP, False, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+    elif classes <= FEW_CLASSES:
+        reduce_lanes(LOGSUMEXP, False, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
     else:
-        reduce_lanes(LOGSUMEXP, False, few, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+        reduce_lanes(LOGSUMEXP, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
 
 
 cdef inline void apply_width(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
     if operation == LOG_SOFTMAX:
-        apply_state(LOG_SOFTMAX, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(LOG_SOFTMAX, False, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+    elif operation == SOFTMAX and kept and classes <= NEAR_CLASSES:
+        apply_state(SOFTMAX, True, True, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
     elif operation == SOFTMAX and kept:
-        apply_state(SOFTMAX, True, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, True, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+    elif operation == SOFTMAX and classes <= NEAR_CLASSES:
+        apply_state(SOFTMAX, False, True, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
     elif operation == SOFTMAX:
-        apply_state(SOFTMAX, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, False, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        apply_state(LOG_SOFTMAX_BACKWARD, False, width, x, x_step, y, y_step, classes, state, first, factor, out,
+        apply_state(LOG_SOFTMAX_BACKWARD, False, False, width, x, x_step, y, y_step, classes, state, first, factor, out,
                     out_step)
     elif operation == SOFTMAX_BACKWARD:
-        apply_state(SOFTMAX_BACKWARD, False, width, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX_BACKWARD, False, False, width, x, x_step, y, y_step, classes, state, first, factor, out,
+                    out_step)
     else:
-        apply_state(MIXTURE, False, width, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+        apply_state(MIXTURE, False, False, width, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
 
 
 cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1214,11 +1268,11 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
     cdef Py_ssize_t groups = rows // GROUP if classes <= SHORT_CLASSES else 0
     for b in range(groups):
         j = b * GROUP
-        reduce_width(operation, True, GROUP, x + j, x_step, y + j, y_step, classes, state, first + j, exps + j, exps_step)
+        reduce_width(operation, GROUP, x + j, x_step, y + j, y_step, classes, state, first + j, exps + j, exps_step)
     j = groups * GROUP
     while j < rows:
-        reduce_width(operation, classes <= FEW_CLASSES, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step,
-                     classes, state, first + j, exps + j, exps_step)
+        reduce_width(operation, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state, first + j,
+                     exps + j, exps_step)
         j += STRIP
 
 
@@ -1324,7 +1378,7 @@ cdef inline double signed_log(double ties, double rest, double carry, double *lo
     return result
 
 
-cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, const RowState *state, Py_ssize_t first,
+cdef inline void finish_block(int operation, bint near, Py_ssize_t width, Py_ssize_t n, const RowState *state, Py_ssize_t first,
                               const real *factor) noexcept nogil:
     """n rows, in local arrays of up to GROUP entries, so that a vector of logarithms is taken at once."""
     cdef Py_ssize_t j
@@ -1371,14 +1425,19 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
     if operation == SOFTMAX and factor != NULL:
         for j in range(n):
             factors[j] = factor[j]
-    for j in range(width):
-        of[TOP * width + j] = 0
-    for j in range(n):
-        of[TOP * width + j] = (<const real *> state.top)[first + j]
-    set_references(width, of)
-    for j in range(n):
-        lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &low)
-        set_shares(factors[j], ties[j], rest[j], carry[j], lift, low, &peak[j], &scale[j])
+    if near and operation == SOFTMAX:
+        # The exps count from the top.
+        for j in range(n):
+            set_shares(factors[j], ties[j], rest[j], carry[j], <real> 1.0, <real> 0.0, &peak[j], &scale[j])
+    else:
+        for j in range(width):
+            of[TOP * width + j] = 0
+        for j in range(n):
+            of[TOP * width + j] = (<const real *> state.top)[first + j]
+        set_references(width, of)
+        for j in range(n):
+            lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &low)
+            set_shares(factors[j], ties[j], rest[j], carry[j], lift, low, &peak[j], &scale[j])
     for j in range(n):
         (<real *> state.peak)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else peak[j]
     if state.log_sum != NULL:
@@ -1388,7 +1447,7 @@ cdef inline void finish_block(int operation, Py_ssize_t width, Py_ssize_t n, con
         (<real *> state.scale)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
 
 
-cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
+cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t classes,
                  const real *factor) noexcept nogil:
     cdef Py_ssize_t b, j, n
     cdef const real *factor_here = factor
@@ -1398,9 +1457,9 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
         if factor != NULL:
             factor_here = factor + j
         if n > MOST_LANES:
-            finish_block(operation, GROUP, n, state, first + j, factor_here)
+            finish_block(operation, classes <= NEAR_CLASSES, GROUP, n, state, first + j, factor_here)
         else:
-            finish_block(operation, MOST_LANES, n, state, first + j, factor_here)
+            finish_block(operation, classes <= NEAR_CLASSES, MOST_LANES, n, state, first + j, factor_here)
 
 
 cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ssize_t tiles,
@@ -1488,7 +1547,7 @@ cdef inline void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows,
                 out[r * out_step + c] = lanes[c * width + r]
 
 
-cdef inline void apply_over(int operation, const real *x, const real *y, Py_ssize_t rows, Py_ssize_t classes,
+cdef inline void apply_over(int operation, bint near, const real *x, const real *y, Py_ssize_t rows, Py_ssize_t classes,
                             const RowState *state, Py_ssize_t first, real *out) noexcept nogil:
     """Rows side by side, shorter than vectors are: what a row's last vector writes too much, the next row overwrites. The
     last rows, which would write beyond the others, are written one by one. `out` is no input."""
@@ -1499,20 +1558,20 @@ cdef inline void apply_over(int operation, const real *x, const real *y, Py_ssiz
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
-        again |= read_state(operation, BATCH, state, first + b * BATCH, NULL, of) << b
+        again |= read_state(operation, near, BATCH, state, first + b * BATCH, NULL, of) << b
         for r in range(n):
             i = (b * BATCH + r) * classes
             if b * BATCH + r < whole:
                 for v in range(vectors):
-                    apply_span(operation, False, lanes, x + i + v * lanes, y + i + v * lanes, of + r, False,
+                    apply_span(operation, False, near, lanes, x + i + v * lanes, y + i + v * lanes, of + r, False,
                                out + i + v * lanes)
             else:
                 for c in range(classes):
-                    out[i + c] = applied(operation, False, x[i + c], y[i + c], of + r, BATCH, 0)
+                    out[i + c] = applied(operation, False, near, x[i + c], y[i + c], of + r, BATCH, 0)
     for r in range(rows if again else 0):
         b = r // BATCH
         if r % BATCH == 0:
-            read_state(operation, BATCH, state, first + r, NULL, of)
+            read_state(operation, near, BATCH, state, first + r, NULL, of)
         for c in range(classes if again >> b & 1 else 0):
             out[r * classes + c] = out[r * classes + c] * of[AGAIN * BATCH + r % BATCH]
 
@@ -1545,24 +1604,26 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
     if reads_y(operation) or mixture or (operation == LOG_SOFTMAX_BACKWARD and not (by_rows or over)):
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    reduce_width(LOGSUMEXP if forgets else operation, True, width, x_lanes, width, y_lanes, width, classes, state, first,
+    reduce_width(LOGSUMEXP if forgets else operation, width, x_lanes, width, y_lanes, width, classes, state, first,
                  x_lanes, width)
-    finish_block(operation, width, width, state, first, factor)
+    finish_block(operation, classes <= NEAR_CLASSES, width, width, state, first, factor)
     if mixture:
-        reduce_width(MIXTURE_COST, True, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
+        reduce_width(MIXTURE_COST, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
     if by_rows:
         apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False)
     elif over:
         x = kept_from(x, out, rows * classes, other)
         y = kept_from(y, out, rows * classes, y_lanes) if is_backward(operation) else x
         if operation == LOG_SOFTMAX:
-            apply_over(LOG_SOFTMAX, x, y, rows, classes, state, first, out)
+            apply_over(LOG_SOFTMAX, False, x, y, rows, classes, state, first, out)
+        elif operation == SOFTMAX and classes <= NEAR_CLASSES:
+            apply_over(SOFTMAX, True, x, y, rows, classes, state, first, out)
         elif operation == SOFTMAX:
-            apply_over(SOFTMAX, x, y, rows, classes, state, first, out)
+            apply_over(SOFTMAX, False, x, y, rows, classes, state, first, out)
         elif operation == LOG_SOFTMAX_BACKWARD:
-            apply_over(LOG_SOFTMAX_BACKWARD, x, y, rows, classes, state, first, out)
+            apply_over(LOG_SOFTMAX_BACKWARD, False, x, y, rows, classes, state, first, out)
         else:
-            apply_over(SOFTMAX_BACKWARD, x, y, rows, classes, state, first, out)
+            apply_over(SOFTMAX_BACKWARD, False, x, y, rows, classes, state, first, out)
     elif operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
         apply_width(operation, True, width, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
                     width)
