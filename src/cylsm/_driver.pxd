@@ -5,7 +5,7 @@ from cylsm._kernels cimport Element, Kernels, RowState
 
 cdef enum:
     MOST_AXES = 64      # NumPy's own limit
-    MOST_PARTS = 4096   # shares of the blocks: what is summed over rows is summed for each share first
+    MOST_PARTS = 1024   # shares of the blocks: what is summed over rows is summed for each share first
 
 cdef struct Operand:
     char *data                          # of the first row; NULL: there is none

@@ -15,6 +15,7 @@ import numpy as np
 from libc.math cimport INFINITY, NAN, exp
 from libc.stdint cimport INT64_MAX, INT64_MIN, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 cimport numpy as cnp
 from numpy cimport ndarray
@@ -139,7 +140,9 @@ cdef void read_labels(const Loss *loss, const char *p, Py_ssize_t stride, Py_ssi
                       int64_t *labels) noexcept nogil:
     cdef const Operand *target = &loss.target
     cdef Py_ssize_t r
-    if target.element == INT64 and target.native:
+    if target.element == INT64 and target.native and stride == 8:
+        memcpy(labels, p, n * 8)
+    elif target.element == INT64 and target.native:
         for r in range(n):
             labels[r] = (<const int64_t *> (p + r * stride))[0]
     elif target.element == INT32 and target.native:
@@ -275,13 +278,14 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
     cdef real *weights = weights_of(block, factor)
     cdef const char *logits = row_of(task, &task.x, block)
     cdef Py_ssize_t stride = task.x.row_strides[task.ndim - 1], class_stride = task.x.class_stride, r
-    cdef bint ignores = loss.ignores
+    cdef bint ignores = loss.ignores, all_count
     cdef int64_t ignore_index = loss.ignore_index, classes = task.classes
     read_labels(loss, row_of(task, &loss.target, block), loss.target.row_strides[task.ndim - 1], block.rows,
                 labels)
     for r in range(block.rows):
         weights[r] = 1
-    if not all_usable(loss, labels, block.rows, classes):
+    all_count = all_usable(loss, labels, block.rows, classes)
+    if not all_count:
         for r in range(block.rows):
             labels[r] = usable(labels[r], ignores, ignore_index, classes)
             weights[r] = <real> (labels[r] != IGNORED)
@@ -289,7 +293,10 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
         for r in range(block.rows):
             if labels[r] != IGNORED:
                 weights[r] = <real> weight_at(loss, labels[r])
-    if task.x.native:
+    if task.x.native and all_count:
+        for r in range(block.rows):
+            picked[r] = (<const real *> (logits + r * stride + labels[r] * class_stride))[0]
+    elif task.x.native:
         for r in range(block.rows):
             picked[r] = (<const real *> (logits + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0]
     else:
@@ -427,23 +434,24 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
     cdef char *out = row_of(task, &task.out, block)
     cdef char *p
     cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
-    cdef bint native = task.out.native
-    cdef real here[MOST_ROWS]
-    if native:
-        # Before the choice is made, for all rows at once: a branch would be mispredicted where classes are few. Of an
-        # ignored row class 0 is read, and not used.
+    cdef int64_t signs = 0
+    cdef real there
+    if task.out.native:
+        # Without a branch, which would be mispredicted where classes are few. Of an ignored row class 0 is written here.
         for r in range(block.rows):
-            here[r] = (<real *> (out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0]
+            p = out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride
+            there = (<real *> p)[0] - factor[r]
+            (<real *> p)[0] = -others[r] if picked[r] == top[r] else there
+    else:
         for r in range(block.rows):
-            here[r] = -others[r] if picked[r] == top[r] else here[r] - factor[r]
+            if labels[r] != IGNORED:
+                put_target(task, out + r * stride + labels[r] * class_stride, picked[r] - top[r], others[r], peak[r],
+                           factor[r])
     for r in range(block.rows):
-        p = out + r * stride
+        signs |= labels[r]
+    for r in range(block.rows if signs < 0 else 0):
         if labels[r] == IGNORED:
-            fill_row(task, p, task.classes, <real> 0)
-        elif native:
-            (<real *> (p + labels[r] * class_stride))[0] = here[r]
-        else:
-            put_target(task, p + labels[r] * class_stride, picked[r] - top[r], others[r], peak[r], factor[r])
+            fill_row(task, out + r * stride, task.classes, <real> 0)
 
 
 cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept nogil:
@@ -768,6 +776,7 @@ cdef object compute(object x, str name, object target_given, object axis_given, 
     if loss.shares == NULL:
         raise MemoryError("cylsm could not allocate memory for the sums of the losses")
     try:
+        parts = 0
         weights.total = weights.carry = 0
         if labelled and rows > 0:
             parts = cut(&task, runs_of(&task, CHECK_ROWS))
@@ -807,11 +816,12 @@ cdef object compute(object x, str name, object target_given, object axis_given, 
                     task.close = &close_mixture
                 task.row_scratch = 24
                 run(&task)
+                parts = task.parts
         if none:
             value = losses if losses.ndim > 0 else losses[()]
         else:
             total.total = total.carry = 0
-            for part in range(shares):
+            for part in range(parts):
                 add(&total, loss.shares[part].loss.total)
                 total.carry += loss.shares[part].loss.carry
             if denominator == 0:
