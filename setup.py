@@ -55,7 +55,7 @@ INSTRUCTION_SETS = {
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 TUNING = [
     # gcc: 16-lane loops are vectorised, not unrolled into scalars
-    ["--param", "max-completely-peel-times=7"],
+    ["--param", "max-completely-peel-times=3"],
     # gcc: nor do loops over a kilobyte become calls of memcpy and memset
     ["-fno-tree-loop-distribute-patterns"],
     # gcc: counts stay in the order they are written in, and so in fewer registers

@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from cylsm._kernels cimport (
-    FEW_BYTES,
+    FEW_CLASSES,
     GROUP,
     LOG_SOFTMAX,
     LOGSUMEXP,
@@ -179,7 +179,7 @@ cdef Regime regime_of(const Task *task) noexcept nogil:
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     if stride >= LEAST_STRIDE * task.x.item_bytes and task.classes > 1:
         return STRIP
-    return FEW if task.classes * (8 if task.wide else 4) < FEW_BYTES else ROWS
+    return FEW if task.classes < FEW_CLASSES else ROWS
 
 
 cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexcept nogil:
