@@ -390,7 +390,8 @@ cdef inline real log_of_sum(real a, real b, real carry, real *lost) noexcept nog
 # ---- lanes -----------------------------------------------------------------------------------------------------
 
 cdef inline Py_ssize_t lanes_of(const real *x) noexcept nogil:
-    return CYLSM_VECTOR_BYTES // <Py_ssize_t> sizeof(real)
+    """A vector's, but four at least: loops over two would be unrolled into scalars before they are vectorised."""
+    return max(<Py_ssize_t> 4, CYLSM_VECTOR_BYTES // <Py_ssize_t> sizeof(real))
 
 
 cdef inline real lowest(const real *x) noexcept nogil:
@@ -414,25 +415,32 @@ cdef inline real larger(real x, real top) noexcept nogil:
 
 
 cdef inline bint same_bits(real x, real y) noexcept nogil:
-    """x == y for numbers but zeros of unlike sign, in an operation that no multiplication waits for."""
+    """x == y for numbers, but perhaps zeros of unlike sign, in an operation that no multiplication waits for. SSE2, which
+    is without FMA, has none for 64 bits."""
     if real is float:
         return bits_of_float(x) == bits_of_float(y)
-    else:
+    elif CYLSM_FMA:
         return bits_of_double(x) == bits_of_double(y)
+    else:
+        return x == y
 
 
 cdef inline real counted(real ties, bint tie) noexcept nogil:
     """Ties are counted in the bits of a real: one operation beside the comparison that the sum needs too."""
     if real is float:
         return float_of_bits(bits_of_float(ties) + <uint32_t> tie)
-    else:
+    elif CYLSM_FMA:
         return double_of_bits(bits_of_double(ties) + <uint64_t> tie)
+    else:
+        return ties + (1.0 if tie else 0.0)
 
 
 cdef inline real count_of(real ties) noexcept nogil:
     """The number that `counted` has reached, up to 2**23."""
     if real is float:
         return <real> <int32_t> bits_of_float(ties)
+    elif not CYLSM_FMA:
+        return ties
     else:
         return double_of_bits(bits_of_double(ties) + <uint64_t> 0x4330000000000000) - 4503599627370496.0
 
