@@ -1,6 +1,8 @@
-"""Which instruction sets this processor and operating system run, found out before anything compiled for them loads."""
+"""Which instruction sets this processor and operating system run, found out before anything compiled for them loads, and
+how large its caches are."""
 
 import os
+from glob import glob
 
 cdef extern from *:
     """
@@ -66,3 +68,17 @@ def choose(available):
     if wanted not in available:
         raise ImportError(f"CYLSM_ISA={wanted!r} is not available here; available are {', '.join(available)}")
     return wanted
+
+
+def last_level_cache_bytes():
+    """Size of the largest cache; where the system does not tell, that of a common server."""
+    sizes = [32 << 20]
+    for path in glob("/sys/devices/system/cpu/cpu0/cache/index*/size"):
+        try:
+            with open(path, encoding="ascii") as file:
+                text = file.read().strip()
+        except OSError:
+            continue
+        if text[:-1].isdecimal() and text[-1] in "KM":
+            sizes.append(int(text[:-1]) << (10 if text[-1] == "K" else 20))
+    return max(sizes[1:] or sizes)
