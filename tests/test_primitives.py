@@ -22,10 +22,11 @@ BITS = {np.float32: np.uint32, np.float64: np.uint64}
 LN2 = math.log(2)
 CHUNK = 1 << 24
 
-# The largest errors there are, in ulp of float32 and float64: without fused multiply-add, and with it. There exp_from
-# takes ln 2 in one part for float32.
+# The largest errors there are, in ulp of float32 and float64: without fused multiply-add, and with it. There exp_from and
+# exp_near take ln 2 in one part for float32.
 MOST = {
     "exp_from": ((1.17, 1.3), (4.5, 1)),
+    "exp_near": ((1.17, 1.3), (4.5, 1)),
     "exp_scaled": ((1.17, 1.3), (0.89, 1)),
     "log_of_sum": ((0.87, 0.8), (0.76, 0.8)),
 }
@@ -116,6 +117,28 @@ def sizes_of_exponents(dtype, highest, rng, thorough):
 def test_exp_from(dtype, isa, rng, thorough):
     for x in sizes_of_exponents(dtype, 104.0 if dtype == np.float32 else 745.2, rng, thorough):
         assert_at_most(error_of_exp("exp_from", -x), "exp_from", isa, dtype)
+
+
+@each_dtype
+def test_exp_near(dtype, isa, rng, thorough):
+    """What the rounding of the difference loses is not lost."""
+    highest = 104.0 if dtype == np.float32 else 745.2
+    for gaps in sizes_of_exponents(dtype, highest, rng, thorough):
+        tops = rng.uniform(-300, 300, gaps.size).astype(dtype)
+        for top in (np.zeros_like(tops), tops):
+            x = np.minimum(top - gaps, top)
+            exact = np.exp(x.astype(WIDER[dtype]) - top)
+            near = exact >= np.finfo(dtype).smallest_subnormal
+            assert_at_most(largest_error(primitive("exp_near", x, top)[near], exact[near]), "exp_near", isa, dtype)
+
+
+@each_dtype
+def test_special_values_of_exp_near(dtype, isa):
+    most = np.finfo(dtype).max
+    x = np.array([3, most, -most, -most, -np.inf, -np.inf, 7, np.inf, np.nan, 1], dtype)
+    top = np.array([3, most, -most, most, 5, -most, np.inf, np.inf, 1, np.nan], dtype)
+    expected = np.array([1, 1, 1, 0, 0, 0, 0, np.nan, np.nan, np.nan], dtype)
+    accuracy.assert_same_bits(primitive("exp_near", x, top), expected)
 
 
 @pytest.mark.parametrize("power", [0, 1, -40, 40, -120, 120])

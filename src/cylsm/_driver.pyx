@@ -138,10 +138,12 @@ cdef const Kernels *kernels(bint wide) noexcept nogil:
 
 
 def _primitive(name, bint wide, Py_ssize_t n, size_t x, size_t y, size_t out):
-    """Compute exp, exp times a factor, or the logarithm of a sum, for arrays at these addresses; for tests only."""
+    """Compute exp, of a difference or times a factor, or the logarithm of a sum, for arrays at these addresses; for tests only."""
     cdef const Kernels *primitives = kernels(wide)
     if name == "exp_from":
         primitives.exp_of(<const void *> x, <void *> out, n)
+    elif name == "exp_near":
+        primitives.exp_near_of(<const void *> x, <const void *> y, <void *> out, n)
     elif name == "exp_scaled":
         primitives.exp_scaled_of(<const void *> x, <const void *> y, <void *> out, n)
     elif name == "log_of_sum":

@@ -93,8 +93,8 @@ ctypedef void (*load_kernel)(Element element, bint swapped, const char *data, Py
 ctypedef void (*store_kernel)(Element element, const void *x, Py_ssize_t x_step, Py_ssize_t outer,
                               Py_ssize_t inner, char *data, Py_ssize_t outer_stride,
                               Py_ssize_t inner_stride) noexcept nogil
-# For tests of the primitives: out[i] = exp(x[i]) for x <= 0, and of pairs exp(x[i]) * y[i] (exp_scaled_of) and
-# log(x[i] + y[i]) for x >= 1, y >= 0 (log_of).
+# For tests of the primitives: out[i] = exp(x[i]) for x <= 0, and of pairs exp(x[i] - y[i]) for x <= y (exp_near_of),
+# exp(x[i]) * y[i] (exp_scaled_of) and log(x[i] + y[i]) for x >= 1, y >= 0 (log_of).
 ctypedef void (*exp_kernel)(const void *x, void *out, Py_ssize_t n) noexcept nogil
 ctypedef void (*pair_kernel)(const void *x, const void *y, void *out, Py_ssize_t n) noexcept nogil
 
@@ -110,6 +110,7 @@ cdef struct Kernels:
     load_kernel load
     store_kernel store
     exp_kernel exp_of
+    pair_kernel exp_near_of
     pair_kernel exp_scaled_of
     pair_kernel log_of
 

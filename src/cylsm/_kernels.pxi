@@ -1695,6 +1695,12 @@ cdef void exp_of(const real *x, real *out, Py_ssize_t n) noexcept nogil:
         out[i] = exp_from(True, False, x[i], centre, shift, least) * exp_unit(x)
 
 
+cdef void exp_near_of(const real *x, const real *tops, real *out, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = exp_near(x[i], tops[i]) * exp_unit(x)
+
+
 cdef void exp_scaled_of(const real *x, const real *factors, real *out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     cdef real shift, least, mantissa
@@ -1723,6 +1729,7 @@ table.of_float.few_rows = <few_kernel> &few_rows[float]
 table.of_float.load = <load_kernel> &load[float]
 table.of_float.store = <store_kernel> &store[float]
 table.of_float.exp_of = <exp_kernel> &exp_of[float]
+table.of_float.exp_near_of = <pair_kernel> &exp_near_of[float]
 table.of_float.exp_scaled_of = <pair_kernel> &exp_scaled_of[float]
 table.of_float.log_of = <pair_kernel> &log_of[float]
 table.of_double.reduce_rows = <reduce_kernel> &reduce_rows[double]
@@ -1736,6 +1743,7 @@ table.of_double.few_rows = <few_kernel> &few_rows[double]
 table.of_double.load = <load_kernel> &load[double]
 table.of_double.store = <store_kernel> &store[double]
 table.of_double.exp_of = <exp_kernel> &exp_of[double]
+table.of_double.exp_near_of = <pair_kernel> &exp_near_of[double]
 table.of_double.exp_scaled_of = <pair_kernel> &exp_scaled_of[double]
 table.of_double.log_of = <pair_kernel> &log_of[double]
 
