@@ -22,8 +22,8 @@ BITS = {np.float32: np.uint32, np.float64: np.uint64}
 LN2 = math.log(2)
 CHUNK = 1 << 24
 
-# The largest errors there are, in ulp of float32 and float64: without fused multiply-add, and with it. There exp_from and
-# exp_near take ln 2 in one part for float32.
+# The largest errors there are, in ulp of float32 and float64: without fused multiply-add, and with it. There exp_from
+# and exp_near take ln 2 in one part for float32.
 MOST = {
     "exp_from": ((1.17, 1.3), (4.5, 1)),
     "exp_near": ((1.17, 1.3), (4.5, 1)),

@@ -214,8 +214,8 @@ cdef inline real exp_from(bint brief, bint plain, real x, real centre, real shif
 cdef inline real exp_near(real x, real top) noexcept nogil:
     """exp(x - top) / exp_unit for x not above top, or nan; what the rounding of x - top loses is carried into exp.
 
-    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.17 / 4.50 / 4.50 (`brief`, at gaps of 100), float64 1.23 /
-    0.92 / 0.92.
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.17 / 4.50 / 4.50 (at gaps of 100), float64 1.23 / 0.92 /
+    0.92.
     """
     cdef real bias = <real> 157.0 if real is float else <real> 1083.0
     cdef real least = -bias * <real> 0.6931471805599453
