@@ -1087,41 +1087,40 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
 
 
 cdef inline void apply_span(int operation, bint kept, bint near, Py_ssize_t n, const real *x, const real *y, const real *row,
-                            bint stream, real *out) noexcept nogil:
-    """n elements, one vector or two; streamed, whole lines go around the caches."""
+                            real *out) noexcept nogil:
+    """n elements, one vector or two."""
     cdef Py_ssize_t j
     cdef real span[2 * MOST_LANES]
     for j in range(n):
         span[j] = applied(operation, kept, near, x[j], y[j], row, BATCH, 0)
-    if stream:
-        stream_lines(out, span, n * <Py_ssize_t> sizeof(real) // LINE_BYTES)
-    else:
-        for j in range(n):
-            out[j] = span[j]
+    for j in range(n):
+        out[j] = span[j]
 
 
 cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
                            real *out, bint stream) noexcept nogil:
-    """One row of the result."""
+    """One row of the result; streamed, its whole lines go around the caches."""
     cdef Py_ssize_t i = 0, j, lanes = lanes_of(x), pair = 2 * lanes
     cdef real last[MOST_LANES]
-    if classes % lanes != 0:
+    cdef real lines[2 * MOST_LANES]
+    if stream or classes % lanes != 0:
         # The last vector overlaps others. Out may be an input: it is computed before anything is stored.
-        apply_span(operation, kept, False, lanes, x + classes - lanes, y + classes - lanes, row, False, last)
+        apply_span(operation, kept, False, lanes, x + classes - lanes, y + classes - lanes, row, last)
     if stream:
         # To the first whole line, and beyond.
         for j in range(MOST_LANES // lanes):
-            apply_span(operation, kept, False, lanes, x + j * lanes, y + j * lanes, row, False, out + j * lanes)
+            apply_span(operation, kept, False, lanes, x + j * lanes, y + j * lanes, row, out + j * lanes)
         i = -(<Py_ssize_t> out // <Py_ssize_t> sizeof(real)) & (LINE_BYTES // <Py_ssize_t> sizeof(real) - 1)
         while i + 2 * MOST_LANES <= classes:
             for j in range(MOST_LANES // lanes):
-                apply_span(operation, kept, False, pair, x + i + j * pair, y + i + j * pair, row, True, out + i + j * pair)
+                apply_span(operation, kept, False, pair, x + i + j * pair, y + i + j * pair, row, lines + j * pair)
+            stream_lines(out + i, lines, 2 * MOST_LANES * <Py_ssize_t> sizeof(real) // LINE_BYTES)
             i += 2 * MOST_LANES
     while i + pair <= classes:
-        apply_span(operation, kept, False, pair, x + i, y + i, row, False, out + i)
+        apply_span(operation, kept, False, pair, x + i, y + i, row, out + i)
         i += pair
     while i + lanes <= classes:
-        apply_span(operation, kept, False, lanes, x + i, y + i, row, False, out + i)
+        apply_span(operation, kept, False, lanes, x + i, y + i, row, out + i)
         i += lanes
     if i < classes:
         for j in range(lanes):
@@ -1584,7 +1583,7 @@ cdef inline void apply_over(int operation, bint near, const real *x, const real 
             i = (b * BATCH + r) * classes
             if b * BATCH + r < whole:
                 for v in range(vectors):
-                    apply_span(operation, False, near, lanes, x + i + v * lanes, y + i + v * lanes, of + r, False,
+                    apply_span(operation, False, near, lanes, x + i + v * lanes, y + i + v * lanes, of + r,
                                out + i + v * lanes)
             else:
                 for c in range(classes):
