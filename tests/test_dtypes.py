@@ -4,6 +4,7 @@ import accuracy
 import cases
 import numpy as np
 import pytest
+import reference
 
 import cylsm
 

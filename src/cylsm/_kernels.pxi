@@ -649,8 +649,14 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
             else:
                 if n > 1:
                     e0 = e0 + e1
-                if n > 2:
-                    e0 = e0 + (e2 + e3 if n > 3 else e2)
+                if n > 3:
+                    e2 = e2 + e3
+                if n > 2 and real is float and not CYLSM_FMA:
+                    # Their exps are less exact: one addition less is without compensation.
+                    add_term(backward, e0, &sum_here, &lost)
+                    e0 = e2
+                elif n > 2:
+                    e0 = e0 + e2
                 add_term(backward, e0, &sum_here, &lost)
         total[j] = sum_here
         carry[j] = lost
