@@ -14,7 +14,7 @@ import reference
 from programs import run
 
 import cylsm
-from cylsm import _threads
+from cylsm import _driver, _threads
 
 CONFIG = cylsm.show_config(mode="dicts")
 THREADS = range(2, 9)
@@ -167,6 +167,43 @@ def test_larger_than_the_caches(function, classes, seed):
     first = first[1] if isinstance(first, tuple) else first
     for start in range(0, 40 * block, block):
         np.testing.assert_array_equal(large_result[start : start + block], first)
+
+
+@pytest.fixture
+def cache_bytes():
+    """Sets how large the last-level cache is taken to be: long rows of what is larger are written around it."""
+    before = _driver._use_cache_bytes(0)
+    yield _driver._use_cache_bytes
+    _driver._use_cache_bytes(before)
+
+
+@on_each_isa
+@pytest.mark.parametrize("beyond", [0, 1, 8, 16, 20])
+@pytest.mark.parametrize("tiles", [1, 2])
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        ("log_softmax", {}),
+        ("log_softmax_backward", {}),
+        ("softmax_backward", {}),
+        ("cross_entropy_with_grad", {"label_smoothing": 0.1, "reduction": "sum"}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_around_the_caches(dtype, function, options, tiles, beyond, cache_bytes, seed):
+    """The same as through them, wherever in a line rows start, and nothing beside the result is written."""
+    classes = tiles * 65536 // dtype().itemsize + beyond
+    made = large(function, (3, classes), 1, dtype, seed) | options
+    cache_bytes(1 << 40)
+    through = getattr(cylsm, function)(**made)
+    cache_bytes(0)
+    for start in (0, 1, 3, 4, 15):
+        room = np.full(3 * classes + 32, 7, dtype)
+        out = room[start : start + 3 * classes].reshape(3, classes)
+        getattr(cylsm, function)(**made, out=out)
+        np.testing.assert_array_equal(out, through[1] if isinstance(through, tuple) else through)
+        assert (room[:start] == 7).all()
+        assert (room[start + 3 * classes :] == 7).all()
 
 
 @on_each_isa

@@ -125,6 +125,14 @@ load_tables()
 _use_isa(_cpu.choose(tuple(tables)))
 
 
+def _use_cache_bytes(Py_ssize_t size):
+    """Take the last-level cache to be so large, and return what it was taken to be; for tests only."""
+    global last_level_cache_bytes
+    before = last_level_cache_bytes
+    last_level_cache_bytes = size
+    return before
+
+
 def isa():
     return current_isa
 

@@ -9,11 +9,12 @@
 #     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan, which the maximum skips,
 #     reaches rest through exp.
 # (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x of an ordinary row needs no
-#     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end.
+#     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end. Of few
+#     classes it counts from the largest, and carries what the subtraction lost: that takes less than the way back.
 # (d) Sums are compensated (Kahan): term by term where there are few, in long rows four terms at a time. The pair
 #     (rest, carry) is used in full by the logarithm.
-# (e) The end of a row that is no multiple of LANES is read as overlapping vectors whose known lanes are masked. They
-#     are copied before anything is stored, since `out` may be the input.
+# (e) The end of a row that is no multiple of its lanes is read as an overlapping vector whose known lanes are masked. It
+#     is copied before anything is stored, since `out` may be the input.
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
 
 from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
@@ -774,9 +775,10 @@ cdef inline real applied(int operation, bint kept, bint near, real x, real y, co
                                                  - y * (others if x == top else 1 - p)))
 
 
-cdef inline bint read_state(int operation, bint near, Py_ssize_t width, const RowState *state, Py_ssize_t first,
-                            const real *factor, real *of) noexcept nogil:
-    """What `applied` needs of the state. True where results are still to be multiplied by AGAIN."""
+cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize_t n, const RowState *state,
+                            Py_ssize_t first, const real *factor, real *of) noexcept nogil:
+    """What `applied` needs of the state, of which n entries are rows that are there. True where results are still to be
+    multiplied by AGAIN."""
     cdef Py_ssize_t j
     cdef real low, unity, bound = least_normal(of) / exp_unit(of)
     cdef int small = 0
@@ -801,7 +803,7 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, const Ro
             # What is made of +inf, nan, is no unity: it stays nan.
             of[UNITY * width + j] = unity if unity == unity else <real> -1.0
         # The unit goes into the scale, unless that would become subnormal.
-        for j in range(width):
+        for j in range(n):
             low = of[LOW * width + j]
             small |= (low != 0) & (-bound < low) & (low < bound)
         for j in range(width):
@@ -857,7 +859,7 @@ cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x
 # ---- rows ------------------------------------------------------------------------------------------------------
 
 cdef inline void fold_max(real *lanes, Py_ssize_t rows) noexcept nogil:
-    """Row r's LANES lanes become lanes[r]."""
+    """Row r's lanes become lanes[r]."""
     cdef Py_ssize_t i, n = rows * lanes_of(lanes)
     cdef real pairs[BATCH * MOST_LANES]
     while n > rows:
@@ -1030,6 +1032,8 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
         fold_sum(guarded, ties, ties_carry, rows)
     elif not backward:
         fold_sum(False, ties, NULL, rows)
+    for r in range(rows, BATCH):
+        total[r] = carry[r] = 0
     write_state(operation, CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
 
 
@@ -1142,7 +1146,7 @@ cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t 
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
-        again = read_state(operation, False, BATCH, state, first + b * BATCH,
+        again = read_state(operation, False, BATCH, n, state, first + b * BATCH,
                            factor + b * BATCH if operation == MIXTURE else factor, of)
         for r in range(n):
             i = b * BATCH + r
@@ -1218,13 +1222,13 @@ cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
         (<real *> state.carry)[first + j] = cost_carry[j]
 
 
-cdef inline void apply_state(int operation, bint kept, bint near, Py_ssize_t width, const real *x, Py_ssize_t x_step,
-                             const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
+cdef inline void apply_state(int operation, bint kept, bint near, Py_ssize_t width, Py_ssize_t n, const real *x,
+                             Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
-    """apply_lanes with what it needs of the state, for up to STRIP lanes."""
+    """apply_lanes with what it needs of the state, for up to STRIP lanes, n of which are there."""
     cdef Py_ssize_t c, j
     cdef real of[PARAMETERS * STRIP]
-    cdef bint again = read_state(operation, near, width, state, first, factor, of)
+    cdef bint again = read_state(operation, near, width, n, state, first, factor, of)
     if out == y and out != x:
         apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
@@ -1264,27 +1268,27 @@ cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py
         reduce_lanes(LOGSUMEXP, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
 
 
-cdef inline void apply_width(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+cdef inline void apply_width(int operation, bint kept, Py_ssize_t width, Py_ssize_t n, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
     if operation == LOG_SOFTMAX:
-        apply_state(LOG_SOFTMAX, False, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(LOG_SOFTMAX, False, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
     elif operation == SOFTMAX and kept and classes <= NEAR_CLASSES:
-        apply_state(SOFTMAX, True, True, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, True, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
     elif operation == SOFTMAX and kept:
-        apply_state(SOFTMAX, True, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, True, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
     elif operation == SOFTMAX and classes <= NEAR_CLASSES:
-        apply_state(SOFTMAX, False, True, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, False, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
     elif operation == SOFTMAX:
-        apply_state(SOFTMAX, False, False, width, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, False, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        apply_state(LOG_SOFTMAX_BACKWARD, False, False, width, x, x_step, y, y_step, classes, state, first, factor, out,
+        apply_state(LOG_SOFTMAX_BACKWARD, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
                     out_step)
     elif operation == SOFTMAX_BACKWARD:
-        apply_state(SOFTMAX_BACKWARD, False, False, width, x, x_step, y, y_step, classes, state, first, factor, out,
+        apply_state(SOFTMAX_BACKWARD, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
                     out_step)
     else:
-        apply_state(MIXTURE, False, False, width, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+        apply_state(MIXTURE, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
 
 
 cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1308,8 +1312,8 @@ cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step
     cdef Py_ssize_t b, j
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
-        apply_width(operation, kept, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state,
-                    first + j, factor + j, out + j, out_step)
+        apply_width(operation, kept, min(rows - j, <Py_ssize_t> STRIP), min(rows - j, <Py_ssize_t> STRIP), x + j, x_step,
+                    y + j, y_step, classes, state, first + j, factor + j, out + j, out_step)
 
 
 # ---- between reduce and apply ----------------------------------------------------------------------------------
@@ -1584,7 +1588,7 @@ cdef inline void apply_over(int operation, bint near, const real *x, const real 
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
-        again |= read_state(operation, near, BATCH, state, first + b * BATCH, NULL, of) << b
+        again |= read_state(operation, near, BATCH, n, state, first + b * BATCH, NULL, of) << b
         for r in range(n):
             i = (b * BATCH + r) * classes
             if b * BATCH + r < whole:
@@ -1597,7 +1601,7 @@ cdef inline void apply_over(int operation, bint near, const real *x, const real 
     for r in range(rows if again else 0):
         b = r // BATCH
         if r % BATCH == 0:
-            read_state(operation, near, BATCH, state, first + r, NULL, of)
+            read_state(operation, near, BATCH, min(rows - r, <Py_ssize_t> BATCH), state, first + r, NULL, of)
         for c in range(classes if again >> b & 1 else 0):
             out[r * classes + c] = out[r * classes + c] * of[AGAIN * BATCH + r % BATCH]
 
@@ -1657,7 +1661,7 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
         else:
             apply_over(SOFTMAX_BACKWARD, False, x, y, rows, classes, state, first, out)
     elif operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
-        apply_width(operation, True, width, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
+        apply_width(operation, True, width, rows, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
                     width)
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
 
