@@ -51,6 +51,13 @@ def inexact_gaps(rng, rows, classes):
     return led_by_one(rng, np.full((rows, classes), 9.7 - 20) - rng.choice([0, 0.1, 30], (rows, classes)), 9.7)
 
 
+def one_rival(rng, rows, classes):
+    """It has nearly all of what the leader leaves: each of its additions shows."""
+    x = rng.normal(size=(rows, classes)) - rng.uniform(5, 15, (rows, 1))
+    x[np.arange(rows), rng.integers(classes, size=rows)] = -rng.uniform(0.4, 0.9, rows)
+    return led_by_one(rng, x, np.zeros(rows)) + rng.uniform(-3, 3, (rows, 1))
+
+
 def huge(rng, rows, classes):
     return rng.choice([-1e30, 1e30], (rows, 1)) + rng.normal(size=(rows, classes))
 
@@ -78,6 +85,7 @@ OWN = (
     both_sides_of_0,
     equal_rivals,
     inexact_gaps,
+    one_rival,
     huge,
     far_apart,
     ascending,
@@ -116,6 +124,20 @@ def test_rows_where_digits_get_lost(function, dtype, kind, seed, thorough):
             results = getattr(cylsm, function)(**turned)
             results = results if isinstance(results, tuple) else (results,)
             accuracy.assert_accurate(tuple(result.T for result in results), expected)
+
+
+@each_dtype
+def test_gradients_of_the_largest_numbers(dtype, rng):
+    """None leaves the range on the way to a result within it."""
+    most = np.finfo(dtype).max
+    for classes in (1, 2, 7, 12, 31, 100, 20_000):
+        x = reference.rounded(rng.normal(size=(18, classes)) + rng.uniform(-100, 100, (18, 1)), dtype)
+        x[np.arange(18), rng.integers(classes, size=18)] += dtype(9.3)
+        grad_output = rng.uniform(0.5, 1, 18).astype(dtype) * rng.choice([-most, most], 18)
+        expected = accuracy.expected("logsumexp_backward", grad_output=grad_output, x=x)
+        accuracy.assert_accurate(cylsm.logsumexp_backward(grad_output, x), expected)
+        turned = cylsm.logsumexp_backward(grad_output, np.ascontiguousarray(x.T), axis=0)
+        accuracy.assert_accurate(turned.T, expected)
 
 
 @each_dtype

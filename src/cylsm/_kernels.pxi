@@ -780,8 +780,8 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
     """What `applied` needs of the state, of which n entries are rows that are there. True where results are still to be
     multiplied by AGAIN."""
     cdef Py_ssize_t j
-    cdef real low, unity, bound = least_normal(of) / exp_unit(of)
-    cdef int small = 0
+    cdef real low, lost, unity, bound = least_normal(of) / exp_unit(of)
+    cdef int small = 0, large = 0
     for j in range(width):
         of[TOP * width + j] = (<const real *> state.top)[first + j]
     if operation == LOG_SOFTMAX:
@@ -806,8 +806,15 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
         for j in range(n):
             low = of[LOW * width + j]
             small |= (low != 0) & (-bound < low) & (low < bound)
+            large |= low - low != 0
         for j in range(width):
             of[LOW * width + j] = of[LOW * width + j] * exp_unit(of)
+        for j in range(width if large and not near else 0):
+            # The lift has taken the largest factors beyond the range: the unit goes first.
+            low = of[PEAK * width + j]
+            if low - low == 0:
+                of[LOW * width + j] = (low * exp_unit(of)) * lift_to(of[TOP * width + j], of[CENTRE * width + j],
+                                                                     of[SHIFT * width + j], &lost)
         for j in range(width if small else 0):
             low = (<const real *> state.scale)[first + j]
             of[AGAIN * width + j] = exp_unit(of) if -bound < low < bound else <real> 1.0
@@ -1507,14 +1514,15 @@ cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ss
             (<real *> state.peak)[i] = (<const real *> state.peak)[first + r]
             if tile_top != top:
                 set_reference(tile_top, &tile_centre, &tile_shift, &tile_least)
-                if tile_centre == centre:
+                if tile_centre == centre and scale - scale == 0:
                     scale = scale * exp2(<double> shift - tile_shift)
+                    (<real *> state.peak)[i] = (exp_from(True, False, tile_top, tile_centre, tile_shift, tile_least)
+                                                * exp_unit(&top)) * <real> scale
                 else:
                     # By way of the tops: from one reference to the other would overflow.
-                    scale = (<double> (<const real *> state.peak)[first + r] * libm_exp(<double> tile_top - top)
-                             * lift_to(tile_top, tile_centre, tile_shift, &low))
-                (<real *> state.peak)[i] = (exp_from(True, False, tile_top, tile_centre, tile_shift, tile_least)
-                                            * exp_unit(&top)) * <real> scale
+                    scale = (<const real *> state.peak)[first + r] * libm_exp(<double> tile_top - top)
+                    (<real *> state.peak)[i] = <real> scale
+                    scale = scale * lift_to(tile_top, tile_centre, tile_shift, &low)
             (<real *> state.scale)[i] = <real> scale
 
 
