@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from cylsm._kernels cimport (
-    FEW_CLASSES,
+    FEW_BYTES,
     GROUP,
     LOG_SOFTMAX,
     LOGSUMEXP,
@@ -189,12 +189,12 @@ cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
     return (along == plan.size or (plan.regime != STRIP and plan.task.classes == 1)) and across % plan.size == 0
 
 
-cdef Regime regime_of(const Task *task) noexcept nogil:
+cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
     """By the row's length and class stride alone. A small stride is gathered: its lines are shared by the row's own."""
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     if stride >= LEAST_STRIDE * task.x.item_bytes and task.classes > 1:
         return STRIP
-    return FEW if task.classes < FEW_CLASSES else ROWS
+    return FEW if task.classes * size < FEW_BYTES else ROWS
 
 
 cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexcept nogil:
@@ -207,7 +207,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
-    plan.regime = regime_of(task)
+    plan.regime = regime_of(task, plan.size)
     # The last tile has SHORTEST_ROW classes at least.
     plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
     while plan.regime == STRIP and task.classes > MOST_STRIP_TILES * plan.tile and plan.tile < MOST_TILE:

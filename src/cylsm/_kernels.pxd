@@ -6,19 +6,21 @@
 # lead from one class to the next.
 #
 # Assumed, and asserted in builds with asserts on: pointers are aligned for their dtype; rows >= 1; classes >= 1;
-# `*_rows` kernels: classes >= SHORTEST_ROW; few_rows: classes < FEW_CLASSES. `out` and `exps` either are the memory
+# `*_rows` kernels: classes >= SHORTEST_ROW; few_rows: rows of less than FEW_BYTES. `out` and `exps` either are the memory
 # of an input exactly, with the same step, or do not overlap it.
 
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
-    # Rows of fewer are transposed in groups, so that the lanes of a vector are rows. On AVX2 log_softmax of 24 float32
-    # classes takes 1.1 ns an element so, and 1.6 by rows; of 40 classes 1.3 and 1.1; of 28 float64 ones 3.7 and 4.8.
-    FEW_CLASSES = 32
+    # Shorter rows are transposed in groups, so that the lanes of a vector are rows. On AVX2 log_softmax of 48 float32
+    # classes takes 1.1 ns an element so, and 1.4 by rows; of 100, 1.0 and 1.1, but its gradient 0.9 and 0.7; of 36 float64
+    # ones 2.4 and 2.8, of 64, 2.0 and 1.8.
+    FEW_BYTES = 320
     # A longer row is cut into tiles of this size, read again from L2. logsumexp of rows of 5003 float32 classes takes
     # 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
-    GROUP = 64            # rows that few_rows transposes together; a power of 4
-    SCRATCH = 64 * 32     # reals in one of the arrays that few_rows transposes through
+    # Rows that are transposed together; a power of 4. Rows longer than a line, 16 at a time, which stay in L1.
+    GROUP = 64
+    SCRATCH = 16 * 80     # reals in one of the arrays that few_rows transposes through
 
 cdef enum Operation:
     LOGSUMEXP             # finish only

@@ -26,7 +26,7 @@ from cpython.pycapsule cimport PyCapsule_New
 
 from cylsm._kernels cimport (
     BOOL,
-    FEW_CLASSES,
+    FEW_BYTES,
     FLOAT16,
     FLOAT32,
     FLOAT64,
@@ -74,6 +74,8 @@ cdef extern from "_native.h" nogil:
     double double_of_bits(uint64_t bits)
     void prefetch_line(const void *p)
     void stream_lines(void *to, const void *source, Py_ssize_t lines)
+    void transpose_float(const float *x, Py_ssize_t x_step, float *out, Py_ssize_t out_step)
+    void transpose_double(const double *x, Py_ssize_t x_step, double *out, Py_ssize_t out_step)
 
 ctypedef fused real:
     float
@@ -88,7 +90,6 @@ cdef enum:
     # of 6, 1.9 and 2.2; logsumexp of 4, 1.73 and 1.75, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
     NEAR_CLASSES = 8
     SHORT_CLASSES = 16        # up to here a strip's lanes are reduced GROUP at a time
-    LEAST_ANEW = 8            # classes; softmax of 8 float32 ones takes 1.8 ns an element so, and 2.1 transposed
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
 
 # What the exps of a row count from.
@@ -118,25 +119,27 @@ cdef enum:
 # ---- exp and log -----------------------------------------------------------------------------------------------
 
 cdef inline real exp_series(real r) noexcept nogil:
-    """(exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2."""
-    cdef real p
+    """(exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2. In Horner's scheme each operation would wait for the last; a processor
+    sees too few vectors ahead to fill that time: logsumexp of 1000 float64 classes takes 1.14 ns an element so, and
+    1.27 in Horner's."""
+    cdef real square = r * r
+    cdef real high, low
     if real is float:
-        p = <float> 0.0013814540579915047
-        p = p * r + <float> 0.00836874544620514
-        p = p * r + <float> 0.04166838899254799
-        p = p * r + <float> 0.1666652113199234
-        return p * r + <float> 0.4999999403953552
+        high = <float> 0.00836874544620514 * r + <float> 0.04166838899254799
+        high = <float> 0.0013814540579915047 * square + high
+        low = <float> 0.1666652113199234 * r + <float> 0.4999999403953552
+        return high * square + low
     else:
-        p = 2.500001885308334e-08
-        p = p * r + 2.7630306255647857e-07
-        p = p * r + 2.755758680384707e-06
-        p = p * r + 2.480149294961707e-05
-        p = p * r + 0.00019841269505773806
-        p = p * r + 0.0013888888943759984
-        p = p * r + 0.008333333333494976
-        p = p * r + 0.041666666666529725
-        p = p * r + 0.1666666666666641
-        return p * r + 0.5000000000000011
+        # Odd powers, and even ones.
+        high = 2.500001885308334e-08 * square + 2.755758680384707e-06
+        high = high * square + 0.00019841269505773806
+        high = high * square + 0.008333333333494976
+        high = high * square + 0.1666666666666641
+        low = 2.7630306255647857e-07 * square + 2.480149294961707e-05
+        low = low * square + 0.0013888888943759984
+        low = low * square + 0.041666666666529725
+        low = low * square + 0.5000000000000011
+        return high * r + low
 
 
 cdef inline real reduced(bint brief, real x, real n) noexcept nogil:
@@ -151,10 +154,9 @@ cdef inline real reduced(bint brief, real x, real n) noexcept nogil:
         return (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
 
 
-cdef inline real exp_reduced(bint brief, real x, real n) noexcept nogil:
-    """exp(x - n * ln 2) for n = round(x / ln 2)."""
-    cdef real r = reduced(brief, x, n)
-    return (exp_series(r) * r + <real> 1.0) * r + <real> 1.0
+cdef inline real exp_less_one(real r) noexcept nogil:
+    """exp(r) - 1 for |r| <= ln(2) / 2."""
+    return exp_series(r) * (r * r) + r
 
 
 cdef inline real rounder(const real *any) noexcept nogil:
@@ -202,33 +204,33 @@ cdef inline real exp_from(bint brief, bint plain, real x, real centre, real shif
     """exp(x - centre - N ln 2) / exp_unit for x not above the top that the reference was made of, or nan. `plain`: the
     centre is 0.
 
-    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.17 / 4.50 / 4.50 (`brief`, at gaps
-    of 100), float64 1.23 / 0.92 / 0.92.
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 0.99 / 4.45 / 4.45 (`brief`, at gaps
+    of 100), float64 1.03 / 1.06 / 1.06.
     """
     cdef real gap = x if plain else x - centre
-    cdef real shifted
+    cdef real shifted, power
     gap = least if least > gap else gap
     shifted = gap * <real> 1.4426950408889634 + shift
-    return exp_reduced(brief, gap, shifted - shift) * power_of_two(shifted)
+    power = power_of_two(shifted)
+    return exp_less_one(reduced(brief, gap, shifted - shift)) * power + power
 
 
 cdef inline real exp_near(real x, real top) noexcept nogil:
     """exp(x - top) / exp_unit for x not above top, or nan; what the rounding of x - top loses is carried into exp.
 
-    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.17 / 4.50 / 4.50 (at gaps of 100), float64 1.23 / 0.92 /
-    0.92.
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 0.99 / 4.45 / 4.45 (at gaps of 100), float64 1.03 / 1.06 /
+    1.06.
     """
     cdef real bias = <real> 157.0 if real is float else <real> 1083.0
     cdef real least = -bias * <real> 0.6931471805599453
     cdef real gap = x - top
     cdef real lost = lost_in_sum(x, -top, gap)
-    cdef real shifted, n
+    cdef real shifted, power
     lost = lost if gap > least else <real> 0.0
     gap = least if least > gap else gap
     shifted = gap * <real> 1.4426950408889634 + (rounder(&x) + bias)
-    n = shifted - (rounder(&x) + bias)
-    gap = reduced(True, gap, n) + lost
-    return ((exp_series(gap) * gap + <real> 1.0) * gap + <real> 1.0) * power_of_two(shifted)
+    power = power_of_two(shifted)
+    return exp_less_one(reduced(True, gap, shifted - (rounder(&x) + bias)) + lost) * power + power
 
 
 cdef inline real lift_to(real top, real centre, real shift, real *low) noexcept nogil:
@@ -301,13 +303,14 @@ cdef inline real exp_scaled(real x, real shift, real least) noexcept nogil:
     exp(x) * factor, where factor is neither subnormal nor within a factor of four of the largest number: 0 below the
     smallest normal number, possibly inf above a third of the largest one.
 
-    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.17 / 0.89 / 0.89, float64 1.19 / 0.90 / 0.90.
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 0.99 / 1.02 / 1.02, float64 1.03 / 1.06 / 1.06.
     """
     cdef real most = rounder(&x) + (<real> 255.0 if real is float else <real> 2047.0)
     cdef real gap = least if least > x else x
     cdef real shifted = gap * <real> 1.4426950408889634 + shift
     shifted = shifted if shifted < most else most
-    return exp_reduced(False, gap, shifted - shift) * power_of_two(shifted)
+    # The power may be inf.
+    return (exp_less_one(reduced(False, gap, shifted - shift)) + <real> 1.0) * power_of_two(shifted)
 
 
 cdef inline void set_shares(real factor, real ties, real rest, real carry, real lift, real lift_low, real *peak,
@@ -454,9 +457,8 @@ cdef inline void add_term(bint guarded, real term, real *total, real *carry) noe
         lost = lost_in_sum(total[0], term, s)
         carry[0] += finite(lost)
     else:
-        y = term + carry[0]
-        s = total[0] + y
-        carry[0] = y - (s - total[0])
+        s = total[0] + term
+        carry[0] += term - (s - total[0])
     total[0] = s
 
 
@@ -652,8 +654,8 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                     e0 = e0 + e1
                 if n > 3:
                     e2 = e2 + e3
-                if n > 2 and real is float and not CYLSM_FMA:
-                    # Their exps are less exact: one addition less is without compensation.
+                if n > 2 and real is float:
+                    # One addition less without compensation: where a class nearly ties, each may cost an ulp of the result.
                     add_term(backward, e0, &sum_here, &lost)
                     e0 = e2
                 elif n > 2:
@@ -1103,13 +1105,13 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
                          exps + r * exps_step, exps_step)
 
 
-cdef inline void apply_span(int operation, bint kept, bint near, Py_ssize_t n, const real *x, const real *y, const real *row,
+cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *x, const real *y, const real *row,
                             real *out) noexcept nogil:
     """n elements, one vector or two."""
     cdef Py_ssize_t j
     cdef real span[2 * MOST_LANES]
     for j in range(n):
-        span[j] = applied(operation, kept, near, x[j], y[j], row, BATCH, 0)
+        span[j] = applied(operation, kept, False, x[j], y[j], row, BATCH, 0)
     for j in range(n):
         out[j] = span[j]
 
@@ -1122,22 +1124,23 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
     cdef real lines[2 * MOST_LANES]
     if stream or classes % lanes != 0:
         # The last vector overlaps others. Out may be an input: it is computed before anything is stored.
-        apply_span(operation, kept, False, lanes, x + classes - lanes, y + classes - lanes, row, last)
+        apply_span(operation, kept, lanes, x + classes - lanes, y + classes - lanes, row, last)
     if stream:
         # To the first whole line, and beyond.
         for j in range(MOST_LANES // lanes):
-            apply_span(operation, kept, False, lanes, x + j * lanes, y + j * lanes, row, out + j * lanes)
+            apply_span(operation, kept, lanes, x + j * lanes, y + j * lanes, row, out + j * lanes)
         i = -(<Py_ssize_t> out // <Py_ssize_t> sizeof(real)) & (LINE_BYTES // <Py_ssize_t> sizeof(real) - 1)
         while i + 2 * MOST_LANES <= classes:
             for j in range(MOST_LANES // lanes):
-                apply_span(operation, kept, False, pair, x + i + j * pair, y + i + j * pair, row, lines + j * pair)
+                apply_span(operation, kept, pair, x + i + j * pair, y + i + j * pair, row, lines + j * pair)
             stream_lines(out + i, lines, 2 * MOST_LANES * <Py_ssize_t> sizeof(real) // LINE_BYTES)
             i += 2 * MOST_LANES
-    while i + pair <= classes:
-        apply_span(operation, kept, False, pair, x + i, y + i, row, out + i)
-        i += pair
+    while i + 2 * pair <= classes:
+        apply_span(operation, kept, pair, x + i, y + i, row, out + i)
+        apply_span(operation, kept, pair, x + i + pair, y + i + pair, row, out + i + pair)
+        i += 2 * pair
     while i + lanes <= classes:
-        apply_span(operation, kept, False, lanes, x + i, y + i, row, out + i)
+        apply_span(operation, kept, lanes, x + i, y + i, row, out + i)
         i += lanes
     if i < classes:
         for j in range(lanes):
@@ -1529,7 +1532,7 @@ cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ss
 # ---- few classes: rows are the lanes ---------------------------------------------------------------------------
 
 cdef inline void shuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
-    """Interleaves the four quarters of x; log_4(GROUP) times, this transposes GROUP rows."""
+    """Interleaves the four quarters of x; log_4(GROUP) times, this transposes GROUP rows side by side."""
     cdef Py_ssize_t i
     for i in range(quarter):
         out[4 * i] = x[i]
@@ -1547,79 +1550,54 @@ cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcep
         out[i + 3 * quarter] = x[4 * i + 3]
 
 
-cdef void lanes_from_group(const real *x, Py_ssize_t classes, real *lanes, real *scratch) noexcept nogil:
-    """Transposes GROUP rows side by side. Not inline: among other loops the shuffles run out of registers."""
-    shuffle(x, lanes, GROUP // 4 * classes)
-    shuffle(lanes, scratch, GROUP // 4 * classes)
-    shuffle(scratch, lanes, GROUP // 4 * classes)
-
-
-cdef void group_from_lanes(real *lanes, Py_ssize_t classes, real *out, real *scratch) noexcept nogil:
-    unshuffle(lanes, scratch, GROUP // 4 * classes)
-    unshuffle(scratch, lanes, GROUP // 4 * classes)
-    unshuffle(lanes, out, GROUP // 4 * classes)
-
-
-cdef inline void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows,
-                                 Py_ssize_t classes, real *lanes, real *scratch) noexcept nogil:
-    """lanes[c * width + r] = x[r * x_step + c]; lanes of rows that are not there become 0."""
-    cdef Py_ssize_t r, c
-    if rows == GROUP and x_step == classes:
-        lanes_from_group(x, classes, lanes, scratch)
+cdef inline void transpose(const real *x, Py_ssize_t x_step, real *out, Py_ssize_t out_step) noexcept nogil:
+    """Four rows of four."""
+    if real is float:
+        transpose_float(x, x_step, out, out_step)
     else:
+        transpose_double(x, x_step, out, out_step)
+
+
+cdef void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
+                          real *lanes, real *scratch) noexcept nogil:
+    """lanes[c * width + r] = x[r * x_step + c]; lanes of rows that are not there become 0. Not inline: among other loops
+    the shuffles run out of registers."""
+    cdef Py_ssize_t r, c, blocks = rows - rows % 4 if classes >= 4 else 0, whole = blocks
+    if rows < width:
         for c in range(width * classes):
             lanes[c] = 0
-        for r in range(rows):
-            for c in range(classes):
-                lanes[c * width + r] = x[r * x_step + c]
+    if classes < 4 and rows == GROUP and x_step == classes:
+        whole = rows
+        shuffle(x, lanes, GROUP // 4 * classes)
+        shuffle(lanes, scratch, GROUP // 4 * classes)
+        shuffle(scratch, lanes, GROUP // 4 * classes)
+    for r in range(0, blocks, 4):
+        for c in range(0, classes - 3, 4):
+            transpose(x + r * x_step + c, x_step, lanes + c * width + r, width)
+        if classes % 4 != 0:
+            # It overlaps the last one.
+            transpose(x + r * x_step + classes - 4, x_step, lanes + (classes - 4) * width + r, width)
+    for r in range(whole, rows):
+        for c in range(classes):
+            lanes[c * width + r] = x[r * x_step + c]
 
 
-cdef inline void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssize_t classes, real *out,
-                                 Py_ssize_t out_step, real *scratch) noexcept nogil:
-    cdef Py_ssize_t r, c
-    if rows == GROUP and out_step == classes:
-        group_from_lanes(lanes, classes, out, scratch)
-    else:
-        for r in range(rows):
-            for c in range(classes):
-                out[r * out_step + c] = lanes[c * width + r]
-
-
-cdef inline void apply_over(int operation, bint near, const real *x, const real *y, Py_ssize_t rows, Py_ssize_t classes,
-                            const RowState *state, Py_ssize_t first, real *out) noexcept nogil:
-    """Rows side by side, shorter than vectors are: what a row's last vector writes too much, the next row overwrites. The
-    last rows, which would write beyond the others, are written one by one. `out` is no input."""
-    cdef Py_ssize_t b, r, v, c, i, n, lanes = lanes_of(x)
-    cdef Py_ssize_t vectors = (classes + lanes - 1) // lanes
-    cdef Py_ssize_t whole = max(<Py_ssize_t> 0, rows - vectors * lanes // classes)
-    cdef int again = 0
-    cdef real of[PARAMETERS * BATCH]
-    for b in range((rows + BATCH - 1) // BATCH):
-        n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
-        again |= read_state(operation, near, BATCH, n, state, first + b * BATCH, NULL, of) << b
-        for r in range(n):
-            i = (b * BATCH + r) * classes
-            if b * BATCH + r < whole:
-                for v in range(vectors):
-                    apply_span(operation, False, near, lanes, x + i + v * lanes, y + i + v * lanes, of + r,
-                               out + i + v * lanes)
-            else:
-                for c in range(classes):
-                    out[i + c] = applied(operation, False, near, x[i + c], y[i + c], of + r, BATCH, 0)
-    for r in range(rows if again else 0):
-        b = r // BATCH
-        if r % BATCH == 0:
-            read_state(operation, near, BATCH, min(rows - r, <Py_ssize_t> BATCH), state, first + r, NULL, of)
-        for c in range(classes if again >> b & 1 else 0):
-            out[r * classes + c] = out[r * classes + c] * of[AGAIN * BATCH + r % BATCH]
-
-
-cdef inline const real *kept_from(const real *x, const real *out, Py_ssize_t n, real *copy) noexcept nogil:
-    """x, or a copy if out is x."""
-    if x != out:
-        return x
-    memcpy(copy, x, n * sizeof(real))
-    return copy
+cdef void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssize_t classes, real *out,
+                          Py_ssize_t out_step, real *scratch) noexcept nogil:
+    cdef Py_ssize_t r, c, blocks = rows - rows % 4 if classes >= 4 else 0, whole = blocks
+    if classes < 4 and rows == GROUP and out_step == classes:
+        whole = rows
+        unshuffle(lanes, scratch, GROUP // 4 * classes)
+        unshuffle(scratch, lanes, GROUP // 4 * classes)
+        unshuffle(lanes, out, GROUP // 4 * classes)
+    for r in range(0, blocks, 4):
+        for c in range(0, classes - 3, 4):
+            transpose(lanes + c * width + r, width, out + r * out_step + c, out_step)
+        if classes % 4 != 0:
+            transpose(lanes + (classes - 4) * width + r, width, out + r * out_step + classes - 4, out_step)
+    for r in range(whole, rows):
+        for c in range(classes):
+            out[r * out_step + c] = lanes[c * width + r]
 
 
 cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -1631,44 +1609,15 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *y_lanes = scratch + SCRATCH
     cdef real *other = scratch + 2 * SCRATCH
     cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
-    # The way back by rows, from the inputs, is shorter than the lanes' where rows fill a vector, or half of one without
-    # gaps between them: softmax's exps of float are sooner computed anew.
-    cdef bint from_inputs = (operation == LOG_SOFTMAX or is_backward(operation)
-                             or (operation == SOFTMAX and real is float and classes >= LEAST_ANEW))
-    cdef bint by_rows = classes >= SHORTEST_ROW and from_inputs
-    cdef bint over = (not by_rows and from_inputs and 2 * classes >= lanes_of(x) and x_step == classes
-                      and out_step == classes and (y_step == classes or not is_backward(operation)))
-    cdef bint forgets = mixture or (operation == SOFTMAX and (by_rows or over))
-    if is_backward(operation) and by_rows and real is double:
-        # There is little to compute: the way there by lanes takes a fifth longer, but in float a fifth less.
-        reduce_rows(operation, x, x_step, y, y_step, rows, classes, state, first, out, out_step)
-        finish_block(operation, False, width, rows, state, first, factor)
-        apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False)
-        return
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
-    if reads_y(operation) or mixture or (operation == LOG_SOFTMAX_BACKWARD and not (by_rows or over)):
+    if reads_y(operation) or mixture or operation == LOG_SOFTMAX_BACKWARD:
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    reduce_width(LOGSUMEXP if forgets else operation, width, x_lanes, width, y_lanes, width, classes, state, first,
-                 x_lanes, width)
+    reduce_width(LOGSUMEXP if mixture else operation, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes,
+                 width)
     finish_block(operation, classes <= NEAR_CLASSES, width, width, state, first, factor)
     if mixture:
         reduce_width(MIXTURE_COST, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
-    if by_rows:
-        apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False)
-    elif over:
-        x = kept_from(x, out, rows * classes, other)
-        y = kept_from(y, out, rows * classes, y_lanes) if is_backward(operation) else x
-        if operation == LOG_SOFTMAX:
-            apply_over(LOG_SOFTMAX, False, x, y, rows, classes, state, first, out)
-        elif operation == SOFTMAX and classes <= NEAR_CLASSES:
-            apply_over(SOFTMAX, True, x, y, rows, classes, state, first, out)
-        elif operation == SOFTMAX:
-            apply_over(SOFTMAX, False, x, y, rows, classes, state, first, out)
-        elif operation == LOG_SOFTMAX_BACKWARD:
-            apply_over(LOG_SOFTMAX_BACKWARD, False, x, y, rows, classes, state, first, out)
-        else:
-            apply_over(SOFTMAX_BACKWARD, False, x, y, rows, classes, state, first, out)
-    elif operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
+    if operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
         apply_width(operation, True, width, rows, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
                     width)
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
@@ -1677,12 +1626,13 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
 cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
                    real *scratch) noexcept nogil:
-    cdef Py_ssize_t g, r, n, ahead = GROUP * classes
+    cdef Py_ssize_t g, r, n, group = GROUP if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES else MOST_LANES
+    cdef Py_ssize_t ahead = group * classes
     cdef const real *factor_here
-    cylsm_require(classes < FEW_CLASSES)
-    for g in range((rows + GROUP - 1) // GROUP):
-        r = g * GROUP
-        n = min(rows - r, <Py_ssize_t> GROUP)
+    cylsm_require(classes * <Py_ssize_t> sizeof(real) < FEW_BYTES)
+    for g in range((rows + group - 1) // group):
+        r = g * group
+        n = min(rows - r, group)
         factor_here = factor
         if factor != NULL:
             factor_here = factor + r
