@@ -12,15 +12,15 @@
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
     # Shorter rows are transposed in groups, so that the lanes of a vector are rows. On AVX2 log_softmax of 48 float32
-    # classes takes 1.1 ns an element so, and 1.4 by rows; of 100, 1.0 and 1.1, but its gradient 0.9 and 0.7; of 36 float64
-    # ones 2.4 and 2.8, of 64, 2.0 and 1.8.
-    FEW_BYTES = 320
+    # classes takes 1.1 ns an element so, and 1.4 by rows; of 77, 0.9 both ways, but its gradient 0.9 and 0.8; of 28
+    # float64 ones 2.2 and 3.6, and the gradient of softmax of 32 ones, from memory, 3.2 and 1.9.
+    FEW_BYTES = 256
     # A longer row is cut into tiles of this size, read again from L2. logsumexp of rows of 5003 float32 classes takes
     # 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
     # Rows that are transposed together; a power of 4. Rows longer than a line, 16 at a time, which stay in L1.
     GROUP = 64
-    SCRATCH = 16 * 80     # reals in one of the arrays that few_rows transposes through
+    SCRATCH = 16 * 64     # reals in one of the arrays that few_rows transposes through
 
 cdef enum Operation:
     LOGSUMEXP             # finish only

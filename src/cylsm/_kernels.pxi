@@ -98,6 +98,11 @@ cdef enum Origin:
     PLAIN                     # the same where the centre is 0
     NEAR                      # the top
 
+# What will be read or written next: asked for while a loop computes, a few lines at a time.
+cdef struct Soon:
+    const void *one
+    const void *other
+
 # What belongs to a row (or lane): lines of one array, as long as there are rows.
 cdef enum:
     TOP
@@ -218,7 +223,7 @@ cdef inline real exp_from(bint brief, bint plain, real x, real centre, real shif
 cdef inline real exp_near(real x, real top) noexcept nogil:
     """exp(x - top) / exp_unit for x not above top, or nan; what the rounding of x - top loses is carried into exp.
 
-    Largest error in ulp, baseline / AVX2 / AVX-512: float32 0.99 / 4.45 / 4.45 (at gaps of 100), float64 1.03 / 1.06 /
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.03 / 4.45 / 4.45 (at gaps of 100), float64 1.03 / 1.06 /
     1.06.
     """
     cdef real bias = <real> 157.0 if real is float else <real> 1083.0
@@ -518,6 +523,19 @@ cdef inline void ask_for(const real *x, Py_ssize_t n) noexcept nogil:
         prefetch_line(x + i * line)
 
 
+cdef inline void ask_part(const void *array, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(0 if array == NULL else (n + LINE_BYTES - 1) // LINE_BYTES):
+        prefetch_line(<const char *> array + first + i * LINE_BYTES)
+
+
+cdef inline void ask_meanwhile(const Soon *soon, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+    """Asks for n bytes of both."""
+    if soon != NULL:
+        ask_part(soon.one, first, n)
+        ask_part(soon.other, first, n)
+
+
 cdef inline void max_of_classes(int operation, int n, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                                 Py_ssize_t y_step, real *top) noexcept nogil:
     """Raises top[j] to the largest of x[c * x_step + j] of n classes, up to four."""
@@ -681,10 +699,11 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
 cdef inline void lanes_sum(int operation, bint keep, bint few, int origin, Py_ssize_t width, const real *x,
                            Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of,
                            real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                           Py_ssize_t exps_step) noexcept nogil:
+                           Py_ssize_t exps_step, const Soon *soon) noexcept nogil:
     """The same for any number of classes, four a sweep."""
     cdef Py_ssize_t c, j, whole = classes - classes % 4
     for c in range(0, whole, 4):
+        ask_meanwhile(soon, c * width * <Py_ssize_t> sizeof(real), 4 * width * <Py_ssize_t> sizeof(real))
         sum_of_classes(operation, 4, keep, True, few, origin, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
                        width, 1, total, carry, ties, ties_carry, exps + c * exps_step if keep else exps, exps_step)
     x = x + whole * x_step
@@ -838,18 +857,20 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
 
 cdef inline void apply_lanes(int operation, bint kept, bint near, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *out,
-                             Py_ssize_t out_step) noexcept nogil:
+                             Py_ssize_t out_step, const Soon *soon) noexcept nogil:
     """`out` is x, with the same step, or overlaps neither x nor y."""
     cdef Py_ssize_t c, j
     cdef bint two = operation != LOG_SOFTMAX and operation != SOFTMAX
     if out == x:
         # The same pointer: the compiler sees that an element is read before it is written.
         for c in range(classes):
+            ask_meanwhile(soon, c * width * <Py_ssize_t> sizeof(real), width * <Py_ssize_t> sizeof(real))
             for j in range(width):
                 out[c * out_step + j] = applied(operation, kept, near, out[c * out_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
     else:
         for c in range(classes):
+            ask_meanwhile(soon, c * width * <Py_ssize_t> sizeof(real), width * <Py_ssize_t> sizeof(real))
             for j in range(width):
                 out[c * out_step + j] = applied(operation, kept, near, x[c * x_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
@@ -861,7 +882,7 @@ cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x
     cdef Py_ssize_t c
     cdef real line[STRIP]
     for c in range(classes):
-        apply_lanes(operation, False, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, of, line, 0)
+        apply_lanes(operation, False, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, of, line, 0, NULL)
         memcpy(out + c * out_step, line, width * sizeof(real))
 
 
@@ -1190,7 +1211,8 @@ cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step,
 
 cdef inline void reduce_lanes(int operation, bint keep, bint few, int origin, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                               const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
-                              Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
+                              Py_ssize_t first, real *exps, Py_ssize_t exps_step,
+                              const Soon *soon) noexcept nogil:
     """Reduces up to STRIP lanes."""
     cdef Py_ssize_t j
     cdef real of[REFERENCE * STRIP]
@@ -1209,7 +1231,7 @@ cdef inline void reduce_lanes(int operation, bint keep, bint few, int origin, Py
         if origin != NEAR:
             set_references(width, of)
     lanes_sum(operation, keep, few, origin, width, x, x_step, y, y_step, classes, of, total, carry, ties, ties_carry, exps,
-              exps_step)
+              exps_step, soon)
     write_state(operation, origin, width, width, of, total, carry, ties, ties_carry, state, first)
 
 
@@ -1234,7 +1256,7 @@ cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
 
 cdef inline void apply_state(int operation, bint kept, bint near, Py_ssize_t width, Py_ssize_t n, const real *x,
                              Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
-                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, const Soon *soon) noexcept nogil:
     """apply_lanes with what it needs of the state, for up to STRIP lanes, n of which are there."""
     cdef Py_ssize_t c, j
     cdef real of[PARAMETERS * STRIP]
@@ -1242,7 +1264,7 @@ cdef inline void apply_state(int operation, bint kept, bint near, Py_ssize_t wid
     if out == y and out != x:
         apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
-        apply_lanes(operation, kept, near, width, x, x_step, y, y_step, classes, of, out, out_step)
+        apply_lanes(operation, kept, near, width, x, x_step, y, y_step, classes, of, out, out_step, soon)
     if again:
         for c in range(classes):
             for j in range(width):
@@ -1251,54 +1273,54 @@ cdef inline void apply_state(int operation, bint kept, bint near, Py_ssize_t wid
 
 cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                               Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                              real *exps, Py_ssize_t exps_step) noexcept nogil:
+                              real *exps, Py_ssize_t exps_step, const Soon *soon) noexcept nogil:
     """reduce_lanes of the operation at hand; where width is a constant, so is the trip count of every loop."""
     if operation == SOFTMAX and classes <= NEAR_CLASSES:
-        reduce_lanes(SOFTMAX, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+        reduce_lanes(SOFTMAX, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     elif operation == SOFTMAX and classes <= ONE_BY_ONE:
-        reduce_lanes(SOFTMAX, True, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+        reduce_lanes(SOFTMAX, True, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     elif operation == SOFTMAX:
-        reduce_lanes(SOFTMAX, True, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+        reduce_lanes(SOFTMAX, True, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     elif operation == LOG_SOFTMAX_BACKWARD:
         reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps,
-                     exps_step)
+                     exps_step, soon)
     elif operation == SOFTMAX_BACKWARD:
         reduce_lanes(SOFTMAX_BACKWARD, False, False, CENTRED, width, x, x_step, y, y_step, classes, state, first, exps,
-                     exps_step)
+                     exps_step, soon)
     elif operation == LOGSUMEXP_WEIGHTED:
         reduce_lanes(LOGSUMEXP_WEIGHTED, False, False, CENTRED, width, x, x_step, y, y_step, classes, state, first, exps,
-                     exps_step)
+                     exps_step, soon)
     elif operation == MIXTURE_COST:
         cost_lanes(width, x, x_step, y, y_step, classes, state, first)
     elif classes <= NEAR_CLASSES:
-        reduce_lanes(LOGSUMEXP, False, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+        reduce_lanes(LOGSUMEXP, False, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     elif classes <= ONE_BY_ONE:
-        reduce_lanes(LOGSUMEXP, False, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+        reduce_lanes(LOGSUMEXP, False, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     else:
-        reduce_lanes(LOGSUMEXP, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step)
+        reduce_lanes(LOGSUMEXP, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
 
 
 cdef inline void apply_width(int operation, bint kept, Py_ssize_t width, Py_ssize_t n, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
-                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, const Soon *soon) noexcept nogil:
     if operation == LOG_SOFTMAX:
-        apply_state(LOG_SOFTMAX, False, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(LOG_SOFTMAX, False, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
     elif operation == SOFTMAX and kept and classes <= NEAR_CLASSES:
-        apply_state(SOFTMAX, True, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, True, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
     elif operation == SOFTMAX and kept:
-        apply_state(SOFTMAX, True, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, True, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
     elif operation == SOFTMAX and classes <= NEAR_CLASSES:
-        apply_state(SOFTMAX, False, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, False, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
     elif operation == SOFTMAX:
-        apply_state(SOFTMAX, False, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step)
+        apply_state(SOFTMAX, False, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
     elif operation == LOG_SOFTMAX_BACKWARD:
         apply_state(LOG_SOFTMAX_BACKWARD, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
-                    out_step)
+                    out_step, soon)
     elif operation == SOFTMAX_BACKWARD:
         apply_state(SOFTMAX_BACKWARD, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
-                    out_step)
+                    out_step, soon)
     else:
-        apply_state(MIXTURE, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+        apply_state(MIXTURE, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon)
 
 
 cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1308,11 +1330,11 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
     cdef Py_ssize_t groups = rows // GROUP if classes <= SHORT_CLASSES else 0
     for b in range(groups):
         j = b * GROUP
-        reduce_width(operation, GROUP, x + j, x_step, y + j, y_step, classes, state, first + j, exps + j, exps_step)
+        reduce_width(operation, GROUP, x + j, x_step, y + j, y_step, classes, state, first + j, exps + j, exps_step, NULL)
     j = groups * GROUP
     while j < rows:
         reduce_width(operation, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state, first + j,
-                     exps + j, exps_step)
+                     exps + j, exps_step, NULL)
         j += STRIP
 
 
@@ -1323,7 +1345,7 @@ cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
         apply_width(operation, kept, min(rows - j, <Py_ssize_t> STRIP), min(rows - j, <Py_ssize_t> STRIP), x + j, x_step,
-                    y + j, y_step, classes, state, first + j, factor + j, out + j, out_step)
+                    y + j, y_step, classes, state, first + j, factor + j, out + j, out_step, NULL)
 
 
 # ---- between reduce and apply ----------------------------------------------------------------------------------
@@ -1603,7 +1625,7 @@ cdef void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssi
 cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                            Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                            Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
-                           real *scratch) noexcept nogil:
+                           real *scratch, const Soon *in_reduce, const Soon *in_apply) noexcept nogil:
     """Reduces, finishes and writes up to `width` rows. The state has room for `width` entries from `first`."""
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
@@ -1613,13 +1635,13 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     if reads_y(operation) or mixture or operation == LOG_SOFTMAX_BACKWARD:
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
     reduce_width(LOGSUMEXP if mixture else operation, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes,
-                 width)
+                 width, in_reduce)
     finish_block(operation, classes <= NEAR_CLASSES, width, width, state, first, factor)
     if mixture:
-        reduce_width(MIXTURE_COST, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width)
+        reduce_width(MIXTURE_COST, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width, NULL)
     if operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
         apply_width(operation, True, width, rows, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
-                    width)
+                    width, in_apply)
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
 
 
@@ -1627,7 +1649,7 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
                    real *scratch) noexcept nogil:
     cdef Py_ssize_t g, r, n, group = GROUP if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES else MOST_LANES
-    cdef Py_ssize_t ahead = group * classes
+    cdef Soon in_reduce, in_apply
     cdef const real *factor_here
     cylsm_require(classes * <Py_ssize_t> sizeof(real) < FEW_BYTES)
     for g in range((rows + group - 1) // group):
@@ -1636,18 +1658,23 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
         factor_here = factor
         if factor != NULL:
             factor_here = factor + r
-        if not is_backward(operation):
-            ask_for(x + r * x_step + ahead, ahead)
-            if y != x:
-                ask_for(y + r * y_step + ahead, ahead)
-            if out != NULL and out != x:
-                ask_for(out + r * out_step + ahead, ahead)
+        # Spread over the loops: asked for at once, a group of three arrays would be waited for.
+        in_reduce.one = x + (r + group) * x_step
+        in_reduce.other = in_apply.one = in_apply.other = NULL
+        if is_backward(operation):
+            in_apply.one = y + (r + group) * y_step
+        elif y != x:
+            in_reduce.other = y + (r + group) * y_step
+        if out != NULL and y != x:
+            in_apply.other = out + (r + group) * out_step
+        elif out != NULL:
+            in_reduce.other = out + (r + group) * out_step
         if n > MOST_LANES:
             few_group(operation, GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
-                      factor_here, out + r * out_step, out_step, scratch)
+                      factor_here, out + r * out_step, out_step, scratch, &in_reduce, &in_apply)
         else:
             few_group(operation, MOST_LANES, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
-                      factor_here, out + r * out_step, out_step, scratch)
+                      factor_here, out + r * out_step, out_step, scratch, &in_reduce, &in_apply)
 
 
 include "_elements.pxi"
