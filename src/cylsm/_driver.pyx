@@ -55,6 +55,7 @@ cdef enum:
     # 32768 x 1000, 0.44 and 0.35. Never softmax, whose exps wait in the output.
     STREAM_CACHES = 2
     STREAM_ROW_BYTES = 65536
+    ROW_WORK = 16                   # what a row takes beside its elements, its logarithm above all, in elements
 
 cdef enum Regime:
     FEW
@@ -194,7 +195,7 @@ cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     if stride >= LEAST_STRIDE * task.x.item_bytes and task.classes > 1:
         return STRIP
-    return FEW if task.classes * size < FEW_BYTES else ROWS
+    return FEW if task.classes * size <= FEW_BYTES else ROWS
 
 
 cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexcept nogil:
@@ -511,7 +512,7 @@ cdef int run(Task *task) except -1:
     make_plan(&plan, task)
     if plan.blocks == 0:
         return 0
-    plan.threads = threads_for(task.rows * task.classes)
+    plan.threads = threads_for(task.rows * (task.classes + ROW_WORK) * (plan.size // 4))
     by_tiles = plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
     if not by_tiles:
         plan.threads = <int> min(<Py_ssize_t> plan.threads, task.parts)

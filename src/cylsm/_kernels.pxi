@@ -1651,7 +1651,7 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
     cdef Py_ssize_t g, r, n, group = GROUP if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES else MOST_LANES
     cdef Soon in_reduce, in_apply
     cdef const real *factor_here
-    cylsm_require(classes * <Py_ssize_t> sizeof(real) < FEW_BYTES)
+    cylsm_require(classes * <Py_ssize_t> sizeof(real) <= FEW_BYTES)
     for g in range((rows + group - 1) // group):
         r = g * group
         n = min(rows - r, group)
