@@ -69,6 +69,17 @@ def large(function, shape, axis, dtype, seed):
     return made | {"grad_output": rng.normal(size=shape).astype(dtype), second: -abs(x)}
 
 
+def among_special_rows(made):
+    """Some of the rows hold what is computed apart: nan, infinities, a factor near the largest number."""
+    for name, value in made.items():
+        if name in ("x", "logits", "log_probs", "probs"):
+            rows = np.moveaxis(value, made["axis"], -1)
+            rows[4], rows[5, 0], rows[7, -1] = -np.inf, np.inf, np.nan
+        elif name == "grad_output" and value.ndim == 1:
+            value[2] = np.finfo(value.dtype).max
+    return made
+
+
 @on_each_isa
 @openmp
 @pytest.mark.usefixtures("eight_processors")
@@ -97,7 +108,7 @@ def test_number_of_threads_changes_no_bit(function, shape, axis, dtype, seed, th
 @pytest.mark.parametrize("classes", [1, 2, 3, 10, 16, 17, 24, 25, 33, 64, 129, 1000, 4096, 4099, 9001])
 def test_place_and_batch_change_no_bit(function, classes, dtype, seed):
     rows = 140 if classes < 1000 else 9
-    made = large(function, (rows, classes), 1, dtype, seed)
+    made = among_special_rows(large(function, (rows, classes), 1, dtype, seed))
     made = made | ({"reduction": "none"} if "target" in made else {})
     whole = getattr(cylsm, function)(**made)
     whole = whole if isinstance(whole, tuple) else (whole,)
@@ -121,7 +132,7 @@ def test_place_and_batch_change_no_bit(function, classes, dtype, seed):
 def test_place_along_another_axis_changes_no_bit(function, classes, dtype, seed):
     """Columns of one array: the same stride wherever they are and however many."""
     columns = 1100 if classes < 100 else 600
-    made = large(function, (classes, columns), 0, dtype, seed)
+    made = among_special_rows(large(function, (classes, columns), 0, dtype, seed))
     made = made | ({"reduction": "none"} if "target" in made else {})
     whole = getattr(cylsm, function)(**made)
     whole = whole if isinstance(whole, tuple) else (whole,)

@@ -404,11 +404,12 @@ cdef void short_rows(const Plan *plan, Worker *worker, Block *block) noexcept no
     cdef Py_ssize_t x_step, y_step = 0, out_step = 0
     cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)
     cdef const void *y = y_of(plan, worker, block, 0, &y_step) if has_y(task) else x
-    cdef void *out = worker.out_piece
+    cdef void *out = NULL
     if plan.out_direct:
         out = row_of(task, &task.out, block)
         out_step = row_stride(plan, &task.out) // plan.size
-    else:
+    elif task.out.data != NULL:
+        out = worker.out_piece
         out_step = task.classes
     plan.kernels.few_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
                           block.factor if task.has_factor else NULL, out, out_step, worker.transposed)

@@ -18,8 +18,8 @@ cdef enum:
     # A longer row is cut into tiles of this size, read again from L2. logsumexp of rows of 5003 float32 classes takes
     # 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
-    # Rows that are transposed together; a power of 4. Rows longer than a line, 16 at a time, which stay in L1.
-    GROUP = 64
+    GROUP = 64            # rows that few_rows transposes together, a power of 4,
+    LONG_GROUP = 16       # or so many where they are longer than a line: the group stays in L1
     SCRATCH = 16 * 64     # reals in one of the arrays that few_rows transposes through
 
 cdef enum Operation:

@@ -11,8 +11,8 @@
 # (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x of an ordinary row needs no
 #     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end. Of few
 #     classes it counts from the largest, and carries what the subtraction lost: that takes less than the way back.
-# (d) Sums are compensated (Kahan): term by term where there are few, in long rows four terms at a time. The pair
-#     (rest, carry) is used in full by the logarithm.
+# (d) Sums are compensated: term by term where there are few, in long rows two terms (float) or four (double) at a time.
+#     The pair (rest, carry) is used in full by the logarithm.
 # (e) The end of a row that is no multiple of its lanes is read as an overlapping vector whose known lanes are masked. It
 #     is copied before anything is stored, since `out` may be the input.
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
@@ -39,6 +39,7 @@ from cylsm._kernels cimport (
     LOG_SOFTMAX_BACKWARD,
     LOGSUMEXP,
     LOGSUMEXP_WEIGHTED,
+    LONG_GROUP,
     MIXTURE,
     MIXTURE_COST,
     SCRATCH,
@@ -455,8 +456,9 @@ cdef inline real count_of(real ties) noexcept nogil:
 
 
 cdef inline void add_term(bint guarded, real term, real *total, real *carry) noexcept nogil:
-    """Kahan's addition. Guarded, for terms of both signs and any order: Knuth's, and an infinite sum stays infinite."""
-    cdef real y, s, lost
+    """Addition that keeps what it loses (Dekker's Fast2Sum). Guarded, for terms of both signs and any order: Knuth's, and
+    an infinite sum stays infinite."""
+    cdef real s, lost
     if guarded:
         s = total[0] + term
         lost = lost_in_sum(total[0], term, s)
@@ -575,7 +577,7 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                                 const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, const real *of,
                                 Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry, real *ties,
                                 real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
-    """Adds the terms of n classes, up to four, to their lanes' (the classes' sum, or each of `few` terms, with Kahan's
+    """Adds the terms of n classes, up to four, to their lanes' (each of `few` terms, or sums of two or four, with Fast2Sum's
     compensation), and counts the ties. What lane j counts from stands at of[j * of_lane]. Exps are stored as they come
     where the steps are constants, so that the compiler can tell x and exps apart, and otherwise by way of an array
     `apart`."""
@@ -706,6 +708,7 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, int origin, Py_ss
         ask_meanwhile(soon, c * width * <Py_ssize_t> sizeof(real), 4 * width * <Py_ssize_t> sizeof(real))
         sum_of_classes(operation, 4, keep, True, few, origin, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
                        width, 1, total, carry, ties, ties_carry, exps + c * exps_step if keep else exps, exps_step)
+    ask_meanwhile(soon, whole * width * <Py_ssize_t> sizeof(real), (classes - whole) * width * <Py_ssize_t> sizeof(real))
     x = x + whole * x_step
     y = y + whole * y_step
     exps = exps + whole * exps_step if keep else exps
@@ -801,7 +804,7 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
     """What `applied` needs of the state, of which n entries are rows that are there. True where results are still to be
     multiplied by AGAIN."""
     cdef Py_ssize_t j
-    cdef real low, lost, unity, bound = least_normal(of) / exp_unit(of)
+    cdef real low, lost, peak, unity, bound = least_normal(of) / exp_unit(of)
     cdef int small = 0, large = 0
     for j in range(width):
         of[TOP * width + j] = (<const real *> state.top)[first + j]
@@ -827,15 +830,19 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
         for j in range(n):
             low = of[LOW * width + j]
             small |= (low != 0) & (-bound < low) & (low < bound)
-            large |= low - low != 0
         for j in range(width):
             of[LOW * width + j] = of[LOW * width + j] * exp_unit(of)
-        for j in range(width if large and not near else 0):
-            # The lift has taken the largest factors beyond the range: the unit goes first.
-            low = of[PEAK * width + j]
-            if low - low == 0:
-                of[LOW * width + j] = (low * exp_unit(of)) * lift_to(of[TOP * width + j], of[CENTRE * width + j],
-                                                                     of[SHIFT * width + j], &lost)
+        # The lift has taken the largest factors beyond the range: for their rows the unit goes first.
+        for j in range(0 if near else n):
+            low = (<const real *> state.scale)[first + j]
+            peak = of[PEAK * width + j]
+            large |= (low - low != 0) & (peak - peak == 0)
+        for j in range(n if large else 0):
+            low = (<const real *> state.scale)[first + j]
+            peak = of[PEAK * width + j]
+            if low - low != 0 and peak - peak == 0:
+                of[LOW * width + j] = (peak * exp_unit(of)) * lift_to(of[TOP * width + j], of[CENTRE * width + j],
+                                                                      of[SHIFT * width + j], &lost)
         for j in range(width if small else 0):
             low = (<const real *> state.scale)[first + j]
             of[AGAIN * width + j] = exp_unit(of) if -bound < low < bound else <real> 1.0
@@ -1527,27 +1534,34 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
 cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ssize_t tiles,
                  Py_ssize_t first) noexcept nogil:
     cdef Py_ssize_t r, t, i
-    cdef real top, centre, shift, least, tile_top, tile_centre, tile_shift, tile_least, low
-    cdef double scale
+    cdef real top, peak, centre, shift, least, tile_top, tile_centre, tile_shift, tile_least, low
+    cdef double scale, half, unity
     for r in range(rows):
         top = tops[first + r]
+        peak = (<const real *> state.peak)[first + r]
         set_reference(top, &centre, &shift, &least)
         for t in range(tiles):
             i = t * rows + r
             tile_top = tops[i]
             scale = (<const real *> state.scale)[first + r]
-            (<real *> state.peak)[i] = (<const real *> state.peak)[first + r]
+            (<real *> state.peak)[i] = peak
             if tile_top != top:
                 set_reference(tile_top, &tile_centre, &tile_shift, &tile_least)
-                if tile_centre == centre and scale - scale == 0:
-                    scale = scale * exp2(<double> shift - tile_shift)
-                    (<real *> state.peak)[i] = (exp_from(True, False, tile_top, tile_centre, tile_shift, tile_least)
-                                                * exp_unit(&top)) * <real> scale
-                else:
+                unity = exp_from(True, False, tile_top, tile_centre, tile_shift, tile_least) * exp_unit(&top)
+                if tile_centre != centre:
                     # By way of the tops: from one reference to the other would overflow.
-                    scale = (<const real *> state.peak)[first + r] * libm_exp(<double> tile_top - top)
+                    half = libm_exp(0.5 * (<double> tile_top - top))
+                    scale = peak * half * half
                     (<real *> state.peak)[i] = <real> scale
                     scale = scale * lift_to(tile_top, tile_centre, tile_shift, &low)
+                elif scale - scale == 0:
+                    scale = scale * exp2(<double> shift - tile_shift)
+                    (<real *> state.peak)[i] = <real> (unity * <real> scale)
+                else:
+                    # The lift has taken the largest factors beyond the range.
+                    half = peak * exp2(<double> shift - tile_shift) * (0.5 * lift_to(top, centre, shift, &low))
+                    (<real *> state.peak)[i] = <real> (2 * unity * half)
+                    scale = 2 * half
             (<real *> state.scale)[i] = <real> scale
 
 
@@ -1583,7 +1597,7 @@ cdef inline void transpose(const real *x, Py_ssize_t x_step, real *out, Py_ssize
 cdef void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
                           real *lanes, real *scratch) noexcept nogil:
     """lanes[c * width + r] = x[r * x_step + c]; lanes of rows that are not there become 0. Not inline: among other loops
-    the shuffles run out of registers."""
+    these run out of registers."""
     cdef Py_ssize_t r, c, blocks = rows - rows % 4 if classes >= 4 else 0, whole = blocks
     if rows < width:
         for c in range(width * classes):
@@ -1648,7 +1662,7 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
 cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
                    real *scratch) noexcept nogil:
-    cdef Py_ssize_t g, r, n, group = GROUP if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES else MOST_LANES
+    cdef Py_ssize_t g, r, n, group = GROUP if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES else LONG_GROUP
     cdef Soon in_reduce, in_apply
     cdef const real *factor_here
     cylsm_require(classes * <Py_ssize_t> sizeof(real) <= FEW_BYTES)
@@ -1667,13 +1681,13 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
             in_reduce.other = y + (r + group) * y_step
         if out != NULL and y != x:
             in_apply.other = out + (r + group) * out_step
-        elif out != NULL:
+        elif out != NULL and out != x:
             in_reduce.other = out + (r + group) * out_step
-        if n > MOST_LANES:
+        if n > LONG_GROUP:
             few_group(operation, GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
                       factor_here, out + r * out_step, out_step, scratch, &in_reduce, &in_apply)
         else:
-            few_group(operation, MOST_LANES, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
+            few_group(operation, LONG_GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
                       factor_here, out + r * out_step, out_step, scratch, &in_reduce, &in_apply)
 
 
