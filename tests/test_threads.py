@@ -80,6 +80,18 @@ def among_special_rows(made):
     return made
 
 
+def forms(made, function, seed):
+    """Those arguments, unreduced, and others that take another way: weights for each element, probabilities."""
+    made = made | ({"reduction": "none"} if "target" in made else {})
+    yield made
+    like = next(value for value in made.values() if isinstance(value, np.ndarray))
+    positive = np.random.default_rng(seed).uniform(0.1, 2, like.shape).astype(like.dtype)
+    if function == "logsumexp":
+        yield made | {"b": positive}
+    elif function.startswith("cross_entropy"):
+        yield made | {"target": positive}
+
+
 @on_each_isa
 @openmp
 @pytest.mark.usefixtures("eight_processors")
@@ -109,20 +121,14 @@ def test_number_of_threads_changes_no_bit(function, shape, axis, dtype, seed, th
 def test_place_and_batch_change_no_bit(function, classes, dtype, seed):
     rows = 140 if classes < 1000 else 9
     made = among_special_rows(large(function, (rows, classes), 1, dtype, seed))
-    made = made | ({"reduction": "none"} if "target" in made else {})
-    whole = getattr(cylsm, function)(**made)
-    whole = whole if isinstance(whole, tuple) else (whole,)
-    for part in (
-        slice(1),
-        slice(1, 2),
-        slice(rows - 1, None),
-        slice(3, 8),
-        slice(5, 69),
-        slice(rows // 2, None),
-    ):
-        accuracy.assert_same_bits(
-            getattr(cylsm, function)(**cases.rows_of(made, part)), tuple(result[part] for result in whole)
-        )
+    parts = (slice(1), slice(1, 2), slice(rows - 1, None), slice(3, 8), slice(5, 69), slice(rows // 2, None))
+    for arguments in forms(made, function, seed):
+        whole = getattr(cylsm, function)(**arguments)
+        whole = whole if isinstance(whole, tuple) else (whole,)
+        for part in parts:
+            accuracy.assert_same_bits(
+                getattr(cylsm, function)(**cases.rows_of(arguments, part)), tuple(result[part] for result in whole)
+            )
 
 
 @on_each_isa
@@ -133,19 +139,13 @@ def test_place_along_another_axis_changes_no_bit(function, classes, dtype, seed)
     """Columns of one array: the same stride wherever they are and however many."""
     columns = 1100 if classes < 100 else 600
     made = among_special_rows(large(function, (classes, columns), 0, dtype, seed))
-    made = made | ({"reduction": "none"} if "target" in made else {})
-    whole = getattr(cylsm, function)(**made)
-    whole = whole if isinstance(whole, tuple) else (whole,)
-    for part in (
-        slice(1),
-        slice(1, 2),
-        slice(columns - 1, None),
-        slice(7, 40),
-        slice(3, 530),
-        slice(columns // 2, None),
-    ):
-        some = {name: value[..., part] if isinstance(value, np.ndarray) else value for name, value in made.items()}
-        accuracy.assert_same_bits(getattr(cylsm, function)(**some), tuple(result[..., part] for result in whole))
+    parts = (slice(1), slice(1, 2), slice(columns - 1, None), slice(7, 40), slice(3, 530), slice(columns // 2, None))
+    for arguments in forms(made, function, seed):
+        whole = getattr(cylsm, function)(**arguments)
+        whole = whole if isinstance(whole, tuple) else (whole,)
+        for part in parts:
+            some = {n: value[..., part] if isinstance(value, np.ndarray) else value for n, value in arguments.items()}
+            accuracy.assert_same_bits(getattr(cylsm, function)(**some), tuple(result[..., part] for result in whole))
 
 
 @on_each_isa

@@ -261,14 +261,28 @@ cdef inline real lost_in_sum(real a, real b, real s) noexcept nogil:
     return (a - (s - v)) + (b - v)
 
 
+cdef inline double high_half(double x) noexcept nogil:
+    """The upper 26 bits of x (Veltkamp's split)."""
+    cdef double shifted = 134217729.0 * x
+    return shifted - (shifted - x)
+
+
 cdef inline real lost_in_product(real x, real y, real product) noexcept nogil:
-    """What the rounding of x * y lost; in float64 nothing where there is no FMA to tell."""
+    """What the rounding of x * y lost (without FMA in float64, Dekker's product: nan where x or y is huge)."""
+    cdef double x_high, y_high, x_low, y_low
     if CYLSM_FMA:
         if real is float:
             return fmaf(x, y, -product)
         else:
             return fma(x, y, -product)
-    return <real> (<double> x * y - product)
+    if real is float:
+        return <real> (<double> x * y - product)
+    else:
+        x_high = high_half(x)
+        y_high = high_half(y)
+        x_low = x - x_high
+        y_low = y - y_high
+        return ((x_high * y_high - product) + x_high * y_low + x_low * y_high) + x_low * y_low
 
 
 cdef inline void lift_sum(real top, real centre, real shift, real *total, real *carry) noexcept nogil:
@@ -332,9 +346,7 @@ cdef inline void set_shares(real factor, real ties, real rest, real carry, real 
         # A step of Newton's, for the digits that s and the division lost.
         s = ties + rest
         inverse = <real> 1.0 / s
-        excess = (lost_in_sum(ties, rest, s) + carry) * inverse
-        if CYLSM_FMA:
-            excess += lost_in_product(inverse, s, <real> 1.0)
+        excess = (lost_in_sum(ties, rest, s) + carry) * inverse + lost_in_product(inverse, s, <real> 1.0)
         share = inverse - inverse * excess
         lost = (inverse - share) - inverse * excess
         peak[0] = factor * share
@@ -1334,7 +1346,8 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
                        Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
                        Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t b, j
-    cdef Py_ssize_t groups = rows // GROUP if classes <= SHORT_CLASSES else 0
+    # Weighted sums as in few_rows.
+    cdef Py_ssize_t groups = rows // GROUP if classes <= SHORT_CLASSES and operation != LOGSUMEXP_WEIGHTED else 0
     for b in range(groups):
         j = b * GROUP
         reduce_width(operation, GROUP, x + j, x_step, y + j, y_step, classes, state, first + j, exps + j, exps_step, NULL)
@@ -1662,10 +1675,13 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
 cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
                    real *scratch) noexcept nogil:
-    cdef Py_ssize_t g, r, n, group = GROUP if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES else LONG_GROUP
+    cdef Py_ssize_t g, r, n, group = LONG_GROUP
     cdef Soon in_reduce, in_apply
     cdef const real *factor_here
     cylsm_require(classes * <Py_ssize_t> sizeof(real) <= FEW_BYTES)
+    # Weighted sums never: of two sizes of group the compiler makes code that fuses other multiplications.
+    if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES and operation != LOGSUMEXP_WEIGHTED:
+        group = GROUP
     for g in range((rows + group - 1) // group):
         r = g * group
         n = min(rows - r, group)
