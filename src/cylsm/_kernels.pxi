@@ -285,6 +285,16 @@ cdef inline real lost_in_product(real x, real y, real product) noexcept nogil:
         return ((x_high * y_high - product) + x_high * y_low + x_low * y_high) + x_low * y_low
 
 
+cdef inline real rounded_product(real x, real y) noexcept nogil:
+    """x * y, which no addition is fused with: that would depend on where in a loop the compiler meets it."""
+    if CYLSM_FMA:
+        if real is float:
+            return fmaf(x, y, <real> 0.0)
+        else:
+            return fma(x, y, <real> 0.0)
+    return x * y
+
+
 cdef inline void lift_sum(real top, real centre, real shift, real *total, real *carry) noexcept nogil:
     """A sum of exp_from's becomes one of exp(x - top)'s."""
     cdef real low, unit = exp_unit(&top), lift = lift_to(top, centre, shift, &low)
@@ -489,7 +499,7 @@ cdef inline real term_of(int operation, real x, real y, real top, real e) noexce
         return x * y
     elif operation == LOGSUMEXP_WEIGHTED:
         # Infinities of both signs make nan, whatever their weights add up to.
-        return (y * x if x == <real> INFINITY else <real> 0.0) if x == top else e * y
+        return (y * x if x == <real> INFINITY else <real> 0.0) if x == top else rounded_product(e, y)
     else:
         return <real> 0.0 if same_bits(x, top) else e
 
@@ -513,7 +523,7 @@ cdef inline void add_weighted(real x, real w, real top, real e, real *ties, real
     cdef real tie = w if x == top else <real> 0.0
     add_term(True, tie, ties, ties_carry)
     add_term(True, term_of(LOGSUMEXP_WEIGHTED, x, w, top, e), total, carry)
-    carry[0] += <real> 0.0 if x == top else finite(lost_in_product(e, w, e * w))
+    carry[0] += <real> 0.0 if x == top else finite(lost_in_product(e, w, rounded_product(e, w)))
 
 
 cdef inline real seen(int operation, real x, real y) noexcept nogil:
