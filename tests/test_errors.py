@@ -358,9 +358,15 @@ def test_unknown_reduction(function, reduction):
 
 
 @each_cross_entropy
-@pytest.mark.parametrize("label_smoothing", [-0.1, 1.5, np.nan, np.inf, -np.inf, 2])
+@pytest.mark.parametrize("label_smoothing", [-0.1, 1.5, np.nan, np.inf, -np.inf, 2, 10**400])
 def test_label_smoothing_outside_its_range(function, label_smoothing):
     assert_refused(function, ValueError, "label_smoothing", str(label_smoothing), label_smoothing=label_smoothing)
+
+
+@each_cross_entropy
+@pytest.mark.parametrize("label_smoothing", ["", "0.1", None, [0.1], 1j, np.array("x")])
+def test_label_smoothing_that_is_no_number(function, label_smoothing):
+    assert_refused(function, TypeError, "label_smoothing", repr(label_smoothing), label_smoothing=label_smoothing)
 
 
 @each_loss

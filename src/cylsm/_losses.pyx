@@ -614,7 +614,9 @@ cdef double checked_smoothing(object label_smoothing) except? -1:
     cdef double s
     try:
         s = label_smoothing
-    except TypeError:
+    except OverflowError:
+        s = INFINITY
+    except (TypeError, ValueError):
         raise TypeError(f"label_smoothing must be a real number, not {label_smoothing!r}") from None
     if not 0 <= s <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing!r}")
