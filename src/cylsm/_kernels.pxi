@@ -6,8 +6,8 @@
 #     they do not overlap, and keeps such an array in registers too where its length is a constant.
 # (b) The largest element is separated: sum = ties + rest, where `ties` counts the elements equal to it. So the loss
 #     of a confident row, log1p(rest), keeps all its digits, and no row needs a special case: in a row with +inf the
-#     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan, which the maximum skips,
-#     reaches rest through exp.
+#     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan reaches rest through exp,
+#     whatever the maximum made of it.
 # (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x of an ordinary row needs no
 #     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end. Of few
 #     classes it counts from the largest, and carries what the subtraction lost: that takes less than the way back.
@@ -803,7 +803,7 @@ cdef inline real applied(int operation, bint kept, bint near, real x, real y, co
     if operation == SOFTMAX and not near or operation == MIXTURE:
         peak = of[PEAK * width + j]
     if operation == LOG_SOFTMAX:
-        return (x - top) - low
+        return (x + top) + low
     elif operation == SOFTMAX:
         e = x if kept else exp_of_lane(NEAR if near else CENTRED, x, of, width, j)
         return e * low if near else (peak if same_bits(e, unity) else e * low)
@@ -831,8 +831,11 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
     for j in range(width):
         of[TOP * width + j] = (<const real *> state.top)[first + j]
     if operation == LOG_SOFTMAX:
+        # An addition takes an element from memory where a subtraction would have to load it.
         for j in range(width):
-            of[LOW * width + j] = (<const real *> state.log_sum)[first + j]
+            of[TOP * width + j] = -of[TOP * width + j]
+        for j in range(width):
+            of[LOW * width + j] = -(<const real *> state.log_sum)[first + j]
     else:
         for j in range(width):
             of[LOW * width + j] = (<const real *> state.scale)[first + j]
@@ -917,69 +920,107 @@ cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x
 
 # ---- rows ------------------------------------------------------------------------------------------------------
 
-cdef inline void fold_max(real *lanes, Py_ssize_t rows) noexcept nogil:
-    """Row r's lanes become lanes[r]."""
-    cdef Py_ssize_t i, n = rows * lanes_of(lanes)
-    cdef real pairs[BATCH * MOST_LANES]
-    while n > rows:
-        n = n // 2
-        for i in range(n):
-            pairs[i] = larger(lanes[2 * i], lanes[2 * i + 1])
-        for i in range(n):
-            lanes[i] = pairs[i]
+cdef inline void transpose(const real *x, Py_ssize_t x_step, real *out, Py_ssize_t out_step) noexcept nogil:
+    """Four rows of four."""
+    if real is float:
+        transpose_float(x, x_step, out, out_step)
+    else:
+        transpose_double(x, x_step, out, out_step)
 
 
-cdef inline void fold_sum(bint guarded, real *total, real *carry, Py_ssize_t rows) noexcept nogil:
-    """The same with sums, whose rounding goes to carry; without carry, for sums of integers."""
-    cdef Py_ssize_t i, n = rows * lanes_of(total)
-    cdef real a, b, s, lost_here
-    cdef real sums[BATCH * MOST_LANES]
-    cdef real lost[BATCH * MOST_LANES]
-    while n > rows:
-        n = n // 2
-        for i in range(n):
-            a = total[2 * i]
-            b = total[2 * i + 1]
-            s = a + b
-            sums[i] = s
-            if carry != NULL:
-                lost_here = lost_in_sum(a, b, s)
-                if guarded:
-                    lost_here = finite(lost_here)
-                lost[i] = (carry[2 * i] + carry[2 * i + 1]) + lost_here
-        for i in range(n):
-            total[i] = sums[i]
-        if carry != NULL:
-            for i in range(n):
-                carry[i] = lost[i]
+cdef inline real joined(bint largest, real a, real b) noexcept nogil:
+    return larger(a, b) if largest else a + b
 
 
-cdef inline void raise_lanes(int operation, Py_ssize_t n, const real *x, const real *y, real *top) noexcept nogil:
-    """Raises n lanes, one vector or two, to x; a nan is skipped."""
+cdef inline void take_four(real *lanes, Py_ssize_t each, Py_ssize_t r, Py_ssize_t rows, real *columns) noexcept nogil:
+    """columns[4 * i + j] = lane i, of `each`, of row r + j; lanes of rows that are not there become 0."""
+    cdef Py_ssize_t i
+    for i in range(rows * each, (r + 4) * each):
+        lanes[i] = 0
+    for i in range(0, each, 4):
+        transpose(lanes + r * each + i, each, columns + 4 * i, 4)
+
+
+cdef inline void fold(bint largest, real *lanes, Py_ssize_t each, Py_ssize_t rows) noexcept nogil:
+    """The largest, or the sum, of row r's lanes becomes lanes[r]. There is room for a multiple of four rows."""
+    cdef Py_ssize_t r, i, j
+    cdef real columns[4 * MOST_LANES]
+    cdef real four[4]
+    for r in range(0, rows, 4):
+        take_four(lanes, each, r, rows, columns)
+        for j in range(4):
+            four[j] = columns[j]
+        for i in range(1, each):
+            for j in range(4):
+                four[j] = joined(largest, columns[4 * i + j], four[j])
+        for j in range(4):
+            lanes[r + j] = four[j]
+
+
+cdef inline void fold_sum(real *total, real *carry, Py_ssize_t rows) noexcept nogil:
+    """The same with compensated sums; carry is 0 beside an infinite one. Those of float are added in double."""
+    cdef Py_ssize_t r, i, j, each = lanes_of(total)
+    cdef real s
+    cdef double wide[BATCH * MOST_LANES]
+    cdef real columns[4 * MOST_LANES]
+    cdef real lost_columns[4 * MOST_LANES]
+    cdef real four[4]
+    cdef real lost[4]
+    if real is float:
+        for j in range(rows * each):
+            wide[j] = <double> total[j] + carry[j]
+        fold(False, wide, each, rows)
+        for r in range(rows):
+            total[r] = <float> wide[r]
+            carry[r] = finite(<float> (wide[r] - total[r]))
+        return
+    for r in range(0, rows, 4):
+        take_four(total, each, r, rows, columns)
+        take_four(carry, each, r, rows, lost_columns)
+        for j in range(4):
+            four[j] = columns[j]
+            lost[j] = lost_columns[j]
+        for i in range(1, each):
+            for j in range(4):
+                s = four[j] + columns[4 * i + j]
+                lost[j] += lost_columns[4 * i + j] + lost_in_sum(four[j], columns[4 * i + j], s)
+                four[j] = s
+        for j in range(4):
+            total[r + j] = four[j]
+            carry[r + j] = finite(lost[j])
+
+
+cdef inline void raise_lanes(int operation, const real *x, const real *y, real *top) noexcept nogil:
+    """Raises a vector's lanes to x. A nan stays or, in an operation with x in memory, hides what was before it:
+    the row is nan whatever its top."""
     cdef Py_ssize_t j
-    for j in range(n):
-        top[j] = larger(seen(operation, x[j], y[j] if operation == LOGSUMEXP_WEIGHTED else <real> 0.0), top[j])
+    for j in range(lanes_of(x)):
+        if operation == LOGSUMEXP_WEIGHTED:
+            top[j] = larger(seen(operation, x[j], y[j]), top[j])
+        else:
+            top[j] = larger(top[j], x[j])
 
 
 cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t classes, real *top) noexcept nogil:
     """The lanes of one row's maximum. The last vectors overlap: a maximum may see an element twice."""
-    cdef Py_ssize_t i = 0, j, at, lanes = lanes_of(x), pair = 2 * lanes
-    cdef real first[2 * MOST_LANES]
-    cdef real second[2 * MOST_LANES]
-    for j in range(pair):
-        first[j] = second[j] = lowest(x)
-    while i + 2 * pair <= classes:
-        raise_lanes(operation, pair, x + i, y + i, first)
-        raise_lanes(operation, pair, x + i + pair, y + i + pair, second)
-        i += 2 * pair
-    while i < classes:
-        at = min(i, classes - lanes)
-        raise_lanes(operation, lanes, x + at, y + at, first)
-        i += lanes
-    for j in range(pair):
-        first[j] = larger(second[j], first[j])
+    cdef Py_ssize_t i, j, lanes = lanes_of(x), group = 4 * lanes, groups = classes // group
+    cdef real first[MOST_LANES]
+    cdef real second[MOST_LANES]
+    cdef real third[MOST_LANES]
+    cdef real fourth[MOST_LANES]
     for j in range(lanes):
-        top[j] = larger(first[lanes + j], first[j])
+        first[j] = second[j] = third[j] = fourth[j] = lowest(x)
+    for i in range(groups):
+        raise_lanes(operation, x + i * group, y + i * group, first)
+        raise_lanes(operation, x + i * group + lanes, y + i * group + lanes, second)
+        raise_lanes(operation, x + i * group + 2 * lanes, y + i * group + 2 * lanes, third)
+        raise_lanes(operation, x + i * group + 3 * lanes, y + i * group + 3 * lanes, fourth)
+    i = groups * group
+    while i < classes:
+        raise_lanes(operation, x + min(i, classes - lanes), y + min(i, classes - lanes), first)
+        i += lanes
+    for j in range(lanes):
+        top[j] = larger(larger(second[j], first[j]), larger(fourth[j], third[j]))
 
 
 cdef inline void row_sum(int operation, bint keep, int origin, const real *x, const real *y, Py_ssize_t classes,
@@ -1060,7 +1101,6 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t r, lanes = lanes_of(x)
     cdef bint backward = is_backward(operation), plain = not backward and operation != LOGSUMEXP_WEIGHTED
-    cdef bint guarded = backward or operation == LOGSUMEXP_WEIGHTED
     cdef int centred = 0
     cdef real of[REFERENCE * BATCH]
     cdef real tops[BATCH * MOST_LANES]
@@ -1073,7 +1113,7 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
     if not backward:
         for r in range(rows):
             row_max(operation, x + r * x_step, y + r * y_step, classes, tops + r * lanes)
-        fold_max(tops, rows)
+        fold(True, tops, lanes, rows)
         for r in range(rows):
             of[TOP * BATCH + r] = tops[r]
     set_references(BATCH, of)
@@ -1086,11 +1126,11 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
     else:
         sum_rows(operation, keep, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
                  exps_step)
-    fold_sum(guarded, total, carry, rows)
+    fold_sum(total, carry, rows)
     if operation == LOGSUMEXP_WEIGHTED:
-        fold_sum(guarded, ties, ties_carry, rows)
+        fold_sum(ties, ties_carry, rows)
     elif not backward:
-        fold_sum(False, ties, NULL, rows)
+        fold(False, ties, lanes, rows)
     for r in range(rows, BATCH):
         total[r] = carry[r] = 0
     write_state(operation, CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
@@ -1119,8 +1159,8 @@ cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_
         if whole < classes:
             lanes_cost(lanes, last_x, lanes, last_y, lanes, 1, tops, mass + r * lanes, mass_carry + r * lanes,
                        cost + r * lanes, cost_carry + r * lanes)
-    fold_sum(True, mass, mass_carry, rows)
-    fold_sum(True, cost, cost_carry, rows)
+    fold_sum(mass, mass_carry, rows)
+    fold_sum(cost, cost_carry, rows)
     for r in range(rows):
         (<real *> state.mass)[first + r] = mass[r]
         (<real *> state.mass_carry)[first + r] = mass_carry[r]
@@ -1169,7 +1209,7 @@ cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *
 cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
                            real *out, bint stream) noexcept nogil:
     """One row of the result; streamed, its whole lines go around the caches."""
-    cdef Py_ssize_t i = 0, j, lanes = lanes_of(x), pair = 2 * lanes
+    cdef Py_ssize_t i = 0, j, at, lanes = lanes_of(x), pair = 2 * lanes
     cdef real last[MOST_LANES]
     cdef real lines[2 * MOST_LANES]
     if stream or classes % lanes != 0:
@@ -1185,10 +1225,11 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
                 apply_span(operation, kept, pair, x + i + j * pair, y + i + j * pair, row, lines + j * pair)
             stream_lines(out + i, lines, 2 * MOST_LANES * <Py_ssize_t> sizeof(real) // LINE_BYTES)
             i += 2 * MOST_LANES
-    while i + 2 * pair <= classes:
-        apply_span(operation, kept, pair, x + i, y + i, row, out + i)
-        apply_span(operation, kept, pair, x + i + pair, y + i + pair, row, out + i + pair)
-        i += 2 * pair
+    for j in range((classes - i) // (2 * pair)):
+        at = i + j * 2 * pair
+        apply_span(operation, kept, pair, x + at, y + at, row, out + at)
+        apply_span(operation, kept, pair, x + at + pair, y + at + pair, row, out + at + pair)
+    i += (classes - i) // (2 * pair) * 2 * pair
     while i + lanes <= classes:
         apply_span(operation, kept, lanes, x + i, y + i, row, out + i)
         i += lanes
@@ -1607,14 +1648,6 @@ cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcep
         out[i + quarter] = x[4 * i + 1]
         out[i + 2 * quarter] = x[4 * i + 2]
         out[i + 3 * quarter] = x[4 * i + 3]
-
-
-cdef inline void transpose(const real *x, Py_ssize_t x_step, real *out, Py_ssize_t out_step) noexcept nogil:
-    """Four rows of four."""
-    if real is float:
-        transpose_float(x, x_step, out, out_step)
-    else:
-        transpose_double(x, x_step, out, out_step)
 
 
 cdef void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
