@@ -125,18 +125,18 @@ cdef enum:
 # ---- exp and log -----------------------------------------------------------------------------------------------
 
 cdef inline real exp_series(real r) noexcept nogil:
-    """(exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2. In Horner's scheme each operation would wait for the last; a processor
-    sees too few vectors ahead to fill that time: logsumexp of 1000 float64 classes takes 1.14 ns an element so, and
-    1.27 in Horner's."""
-    cdef real square = r * r
-    cdef real high, low
+    """(exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2. In Horner's scheme each operation waits for the last, and a processor
+    sees too few vectors ahead to fill that time with double's: logsumexp of 257 classes takes 1.17 ns an element so, and
+    1.21 in Horner's. Of float's shorter series the fewer registers matter more: 0.44 in Horner's, 0.45 otherwise."""
+    cdef real high, low, square
     if real is float:
-        high = <float> 0.00836874544620514 * r + <float> 0.04166838899254799
-        high = <float> 0.0013814540579915047 * square + high
-        low = <float> 0.1666652113199234 * r + <float> 0.4999999403953552
-        return high * square + low
+        high = <float> 0.0013814540579915047 * r + <float> 0.00836874544620514
+        high = high * r + <float> 0.04166838899254799
+        high = high * r + <float> 0.1666652113199234
+        return high * r + <float> 0.4999999403953552
     else:
         # Odd powers, and even ones.
+        square = r * r
         high = 2.500001885308334e-08 * square + 2.755758680384707e-06
         high = high * square + 0.00019841269505773806
         high = high * square + 0.008333333333494976
