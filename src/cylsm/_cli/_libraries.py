@@ -59,25 +59,27 @@ class Arrays:
         return self.rng.standard_normal(shape, self.logits.dtype.type)
 
 
-def _cylsm_call(operation: str, a: Arrays) -> Call | None:
+def cylsm_call(operation: str, a: Arrays, *, new: bool = False) -> Call | None:
+    """Unless a `new` array is to be returned, `out` is filled."""
     x, target, axis, reduction = a.logits, a.target, a.axis, a.reduction
+    out, row_out = (None, None) if new else (a.out, a.row_out)
     match operation:
         case "logsumexp":
-            return lambda: cylsm.logsumexp(x, axis, out=a.row_out)
+            return lambda: cylsm.logsumexp(x, axis, out=row_out)
         case "log_softmax":
-            return lambda: cylsm.log_softmax(x, axis, out=a.out)
+            return lambda: cylsm.log_softmax(x, axis, out=out)
         case "softmax":
-            return lambda: cylsm.softmax(x, axis, out=a.out)
+            return lambda: cylsm.softmax(x, axis, out=out)
         case "logsumexp_backward":
-            return lambda: cylsm.logsumexp_backward(a.row_grad_output, x, axis, out=a.out)
+            return lambda: cylsm.logsumexp_backward(a.row_grad_output, x, axis, out=out)
         case "log_softmax_backward":
-            return lambda: cylsm.log_softmax_backward(a.grad_output, a.log_probs, axis, out=a.out)
+            return lambda: cylsm.log_softmax_backward(a.grad_output, a.log_probs, axis, out=out)
         case "softmax_backward":
-            return lambda: cylsm.softmax_backward(a.grad_output, a.probs, axis, out=a.out)
+            return lambda: cylsm.softmax_backward(a.grad_output, a.probs, axis, out=out)
         case "cross_entropy":
             return lambda: cylsm.cross_entropy(x, target, axis, reduction=reduction)
         case "cross_entropy_with_grad":
-            return lambda: cylsm.cross_entropy_with_grad(x, target, axis, reduction=reduction, out=a.out)
+            return lambda: cylsm.cross_entropy_with_grad(x, target, axis, reduction=reduction, out=out)
     return None
 
 
@@ -238,7 +240,7 @@ def _jax_call(operation: str, a: Arrays) -> Call | None:
 
 
 LIBRARIES: dict[str, Callable[[str, Arrays], Call | None]] = {
-    "cylsm": _cylsm_call,
+    "cylsm": cylsm_call,
     "SciPy": _scipy_call,
     "PyTorch": _torch_call,
     "ONNX Runtime": _onnxruntime_call,

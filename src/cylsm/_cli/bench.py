@@ -4,10 +4,11 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,15 @@ import numpy as np
 import cylsm
 from cylsm._cli import _roofline
 from cylsm._cli._cell import Cell
-from cylsm._cli._libraries import LIBRARIES, Arrays, describe, installed_versions, without_warnings
+from cylsm._cli._libraries import (
+    LIBRARIES,
+    Arrays,
+    Call,
+    cylsm_call,
+    describe,
+    installed_versions,
+    without_warnings,
+)
 from cylsm._cli._memory import movers
 from cylsm._cli._output import created
 from cylsm._cli._rounds import Repeat, best_times
@@ -68,17 +77,18 @@ QUICK = Grid((((1, 1000), -1), ((64, 1000), -1), ((4096, 1000), -1)), seconds=0.
 LARGE_BYTES = 100_000_000
 
 EXPLANATION = """\
-Columns: microseconds of a call, the best of many rounds in which all take turns; "memory" is NumPy moving the same
-bytes once and nothing else, on as many threads (small arrays: a NumPy call). GB/s are those bytes in cylsm's time;
-"x peer" is the best peer's time and "of limit" that of memory, as a multiple of cylsm's: above 1 cylsm is faster.
-Beside SciPy's functions, gradients and losses are the usual NumPy formulas with them."""
+Columns: microseconds of a call, the best of many rounds in which all take turns. Who can fills an existing array; "new
+array" is cylsm returning one; "memory" is NumPy moving the same bytes once and nothing else, on as many threads (small
+arrays: a NumPy call). GB/s are those bytes in cylsm's time; "x peer" is the best peer's time and "of limit" that of
+memory, as a multiple of cylsm's: above 1 cylsm is faster. Beside SciPy's functions, gradients and losses are the usual
+NumPy formulas with them."""
 
 JSON_KEYS = """\
 The JSON file holds an object: "versions" of the libraries, "isa", "threads", "cells" and "summary". A cell has
-"operation", "dtype", "shape", "axis" (of the classes), "bytes" (that have to be moved), "seconds" of a call by library
-and of "memory", "gb_per_s" likewise, "best_peer", "x_peer" (both null without a peer) and "of_limit". "summary" has for
-"x_peer", of all cells with a peer, and for "of_limit", of those that move 100 MB, null or "cells" (how many),
-"geometric_mean", "smallest" and "smallest_at"."""
+"operation", "dtype", "shape", "axis" (of the classes), "bytes" (that have to be moved), "seconds" of a call by library,
+of "new array" and of "memory", "gb_per_s" likewise, "best_peer", "x_peer" (both null without a peer) and "of_limit".
+"summary" has for "x_peer", of all cells with a peer, and for "of_limit", of those that move 100 MB, null or "cells"
+(how many), "geometric_mean", "smallest" and "smallest_at"."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -155,7 +165,8 @@ def _measured(grid: Grid, libraries: Iterable[str], pool: ThreadPoolExecutor, th
             target = rng.integers(0, shape[axis], rest)
             arrays = Arrays(logits, target, axis, "mean", rng)
             for operation, moved in ARRAYS_MOVED.items():
-                calls = {library: _repeat(library, operation, arrays) for library in libraries}
+                calls = {library: _repeat(library, LIBRARIES[library], operation, arrays) for library in libraries}
+                calls["new array"] = _repeat("cylsm", partial(cylsm_call, new=True), operation, arrays)
                 present = {library: repeat for library, repeat in calls.items() if repeat is not None}
                 memory = movers([getattr(arrays, name) for name in moved], pool, threads)
                 best = best_times({**present, **memory}, grid.seconds, grid.rounds)
@@ -164,10 +175,10 @@ def _measured(grid: Grid, libraries: Iterable[str], pool: ThreadPoolExecutor, th
                 yield Cell(operation, dtype, shape, axis, len(moved) * logits.nbytes, seconds)
 
 
-def _repeat(library: str, operation: str, arrays: Arrays) -> Repeat | None:
+def _repeat(library: str, build: Callable[[str, Arrays], Call | None], operation: str, arrays: Arrays) -> Repeat | None:
     """What runs the operation many times, or None where the library has none or fails."""
     try:
-        call = LIBRARIES[library](operation, arrays)
+        call = build(operation, arrays)
         if call is None:
             return None
         call()
@@ -186,18 +197,22 @@ def _repeat(library: str, operation: str, arrays: Arrays) -> Repeat | None:
 
 
 def _print_header(cell: Cell, libraries: Iterable[str]) -> None:
-    names = "".join(f"{name:>{_width(name)}}" for name in [*libraries, "memory"])
+    names = "".join(f"{name:>{_width(name)}}" for name in _columns(libraries))
     print(f"\n{cell.array:28}{names}{'GB/s':>8}{'x peer':>8}{'of limit':>10}")
 
 
 def _print_line(cell: Cell, libraries: Iterable[str]) -> None:
     columns = ""
-    for name in [*libraries, "memory"]:
+    for name in _columns(libraries):
         text = f"{1e6 * cell.seconds[name]:.1f}" if name in cell.seconds else "-"
         columns += f"{text:>{_width(name)}}"
     x_peer = f"{cell.x_peer:.2f}" if cell.x_peer else "-"
     rate = cell.gb_per_s["cylsm"]
     print(f"{cell.operation:28}{columns}{rate:8.1f}{x_peer:>8}{cell.of_limit:10.2f}", flush=True)
+
+
+def _columns(libraries: Iterable[str]) -> list[str]:
+    return [*libraries, "new array", "memory"]
 
 
 def _width(name: str) -> int:
