@@ -81,6 +81,26 @@ def test_any_nan(length, dtype, axis, seed):
 @each_axis
 @each_dtype
 @each_length
+def test_many_nans(length, dtype, axis, seed):
+    x = ordinary(dtype, length, seed)[0].copy()
+    x[0] = NAN
+    x[1] = np.copysign(NAN, np.where(np.arange(length) % 3, 1, -1))
+    x[2] = np.sort(x[2])
+    x[2, ::9] = NAN  # the largest numbers come first and last
+    x[3] = np.sort(x[3])[::-1]
+    x[3, ::9] = NAN
+    x[4] = -INF
+    x[4, length // 2] = NAN
+    x[5] = np.finfo(dtype).max
+    x[5, -1] = NAN
+    assert np.isnan(run("logsumexp", axis, x=x)[EACH]).all()
+    assert np.isnan(run("log_softmax", axis, x=x)[EACH]).all()
+    assert np.isnan(run("softmax", axis, x=x)[EACH]).all()
+
+
+@each_axis
+@each_dtype
+@each_length
 def test_all_minus_inf(length, dtype, axis, seed):
     x = ordinary(dtype, length, seed)[0].copy()
     x[EACH] = -INF

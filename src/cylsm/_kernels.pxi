@@ -6,8 +6,8 @@
 #     they do not overlap, and keeps such an array in registers too where its length is a constant.
 # (b) The largest element is separated: sum = ties + rest, where `ties` counts the elements equal to it. So the loss
 #     of a confident row, log1p(rest), keeps all its digits, and no row needs a special case: in a row with +inf the
-#     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan reaches rest through exp,
-#     whatever the maximum made of it.
+#     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan reaches rest through exp
+#     or, where the top itself is nan, through the way to multiples of exp(top).
 # (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x of an ordinary row needs no
 #     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end. Of few
 #     classes it counts from the largest, and carries what the subtraction lost: that takes less than the way back.
@@ -111,7 +111,8 @@ cdef enum:
     SHIFT
     LEAST
     REFERENCE                 # how many lines a reduction needs
-    LOW = REFERENCE           # log_sum or scale; for LOG_SOFTMAX_BACKWARD the mantissa of set_factor, beside its SHIFT, LEAST
+    # scale; for LOG_SOFTMAX -log_sum, beside -top; for LOG_SOFTMAX_BACKWARD the mantissa of set_factor, beside its SHIFT, LEAST
+    LOW = REFERENCE
     UNITY                     # what exp_from makes of the top
     PEAK                      # what becomes of it
     AGAIN                     # what a row is multiplied by once more: 1, but for factors near the smallest numbers
@@ -210,7 +211,7 @@ cdef inline real exp_from(bint brief, bint plain, real x, real centre, real shif
     """exp(x - centre - N ln 2) / exp_unit for x not above the top that the reference was made of, or nan. `plain`: the
     centre is 0.
 
-    Largest error in ulp, baseline / AVX2 / AVX-512: float32 0.99 / 4.45 / 4.45 (`brief`, at gaps
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 0.99 / 4.49 / 4.49 (`brief`, at gaps
     of 100), float64 1.03 / 1.06 / 1.06.
     """
     cdef real gap = x if plain else x - centre
@@ -224,7 +225,7 @@ cdef inline real exp_from(bint brief, bint plain, real x, real centre, real shif
 cdef inline real exp_near(real x, real top) noexcept nogil:
     """exp(x - top) / exp_unit for x not above top, or nan; what the rounding of x - top loses is carried into exp.
 
-    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.03 / 4.45 / 4.45 (at gaps of 100), float64 1.03 / 1.06 /
+    Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.15 / 4.49 / 4.49 (at gaps of 100), float64 1.03 / 1.06 /
     1.06.
     """
     cdef real bias = <real> 157.0 if real is float else <real> 1083.0
@@ -696,8 +697,9 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                     e0 = e0 + e1
                 if n > 3:
                     e2 = e2 + e3
-                if n > 2 and real is float:
+                if n > 2 and (real is float or operation == SOFTMAX_BACKWARD):
                     # One addition less without compensation: where a class nearly ties, each may cost an ulp of the result.
+                    # softmax_backward's products have been rounded before.
                     add_term(backward, e0, &sum_here, &lost)
                     e0 = e2
                 elif n > 2:
@@ -803,7 +805,7 @@ cdef inline real applied(int operation, bint kept, bint near, real x, real y, co
     if operation == SOFTMAX and not near or operation == MIXTURE:
         peak = of[PEAK * width + j]
     if operation == LOG_SOFTMAX:
-        return (x + top) + low
+        return (x + top) + low  # both negated
     elif operation == SOFTMAX:
         e = x if kept else exp_of_lane(NEAR if near else CENTRED, x, of, width, j)
         return e * low if near else (peak if same_bits(e, unity) else e * low)
@@ -831,7 +833,7 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
     for j in range(width):
         of[TOP * width + j] = (<const real *> state.top)[first + j]
     if operation == LOG_SOFTMAX:
-        # An addition takes an element from memory where a subtraction would have to load it.
+        # Both are negated: an addition takes an element from memory where a subtraction would have to load it.
         for j in range(width):
             of[TOP * width + j] = -of[TOP * width + j]
         for j in range(width):
@@ -942,7 +944,8 @@ cdef inline void take_four(real *lanes, Py_ssize_t each, Py_ssize_t r, Py_ssize_
 
 
 cdef inline void fold(bint largest, real *lanes, Py_ssize_t each, Py_ssize_t rows) noexcept nogil:
-    """The largest, or the sum, of row r's lanes becomes lanes[r]. There is room for a multiple of four rows."""
+    """The largest, or the sum, of row r's lanes becomes lanes[r]. There is room for a multiple of four rows, the last of
+    which are overwritten."""
     cdef Py_ssize_t r, i, j
     cdef real columns[4 * MOST_LANES]
     cdef real four[4]
@@ -958,7 +961,7 @@ cdef inline void fold(bint largest, real *lanes, Py_ssize_t each, Py_ssize_t row
 
 
 cdef inline void fold_sum(real *total, real *carry, Py_ssize_t rows) noexcept nogil:
-    """The same with compensated sums; carry is 0 beside an infinite one. Those of float are added in double."""
+    """The same with compensated sums; carry is 0 beside one that is not finite. Those of float are added in double."""
     cdef Py_ssize_t r, i, j, each = lanes_of(total)
     cdef real s
     cdef double wide[BATCH * MOST_LANES]
@@ -991,8 +994,8 @@ cdef inline void fold_sum(real *total, real *carry, Py_ssize_t rows) noexcept no
 
 
 cdef inline void raise_lanes(int operation, const real *x, const real *y, real *top) noexcept nogil:
-    """Raises a vector's lanes to x. A nan stays or, in an operation with x in memory, hides what was before it:
-    the row is nan whatever its top."""
+    """Raises a vector's lanes to x, the operand that may come from memory. So a nan replaces what was before it and is
+    replaced by what follows; weighted, it is skipped. The row is nan whatever its top."""
     cdef Py_ssize_t j
     for j in range(lanes_of(x)):
         if operation == LOGSUMEXP_WEIGHTED:
@@ -1003,7 +1006,7 @@ cdef inline void raise_lanes(int operation, const real *x, const real *y, real *
 
 cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t classes, real *top) noexcept nogil:
     """The lanes of one row's maximum. The last vectors overlap: a maximum may see an element twice."""
-    cdef Py_ssize_t i, j, lanes = lanes_of(x), group = 4 * lanes, groups = classes // group
+    cdef Py_ssize_t i, j, at, lanes = lanes_of(x), group = 4 * lanes, groups = classes // group
     cdef real first[MOST_LANES]
     cdef real second[MOST_LANES]
     cdef real third[MOST_LANES]
@@ -1017,7 +1020,8 @@ cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t
         raise_lanes(operation, x + i * group + 3 * lanes, y + i * group + 3 * lanes, fourth)
     i = groups * group
     while i < classes:
-        raise_lanes(operation, x + min(i, classes - lanes), y + min(i, classes - lanes), first)
+        at = min(i, classes - lanes)
+        raise_lanes(operation, x + at, y + at, first)
         i += lanes
     for j in range(lanes):
         top[j] = larger(larger(second[j], first[j]), larger(fourth[j], third[j]))
@@ -1209,7 +1213,7 @@ cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *
 cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
                            real *out, bint stream) noexcept nogil:
     """One row of the result; streamed, its whole lines go around the caches."""
-    cdef Py_ssize_t i = 0, j, at, lanes = lanes_of(x), pair = 2 * lanes
+    cdef Py_ssize_t i = 0, j, at, groups, lanes = lanes_of(x), pair = 2 * lanes, group = 2 * pair
     cdef real last[MOST_LANES]
     cdef real lines[2 * MOST_LANES]
     if stream or classes % lanes != 0:
@@ -1225,11 +1229,12 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
                 apply_span(operation, kept, pair, x + i + j * pair, y + i + j * pair, row, lines + j * pair)
             stream_lines(out + i, lines, 2 * MOST_LANES * <Py_ssize_t> sizeof(real) // LINE_BYTES)
             i += 2 * MOST_LANES
-    for j in range((classes - i) // (2 * pair)):
-        at = i + j * 2 * pair
+    groups = (classes - i) // group
+    for j in range(groups):
+        at = i + j * group
         apply_span(operation, kept, pair, x + at, y + at, row, out + at)
         apply_span(operation, kept, pair, x + at + pair, y + at + pair, row, out + at + pair)
-    i += (classes - i) // (2 * pair) * 2 * pair
+    i += groups * group
     while i + lanes <= classes:
         apply_span(operation, kept, lanes, x + i, y + i, row, out + i)
         i += lanes
@@ -1439,7 +1444,7 @@ cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t row
     cdef Py_ssize_t r, t, i
     cdef double top, ties, rest, carry, other_top, other_ties, other_rest, other_carry, shrink, mass, mass_carry
     for r in range(rows):
-        top = -DBL_MAX
+        top = lowest(tops)
         ties = rest = carry = mass = mass_carry = 0
         for t in range(tiles):
             i = t * rows + r
