@@ -976,21 +976,21 @@ cdef inline void fold_sum(real *total, real *carry, Py_ssize_t rows) noexcept no
         for r in range(rows):
             total[r] = <float> wide[r]
             carry[r] = finite(<float> (wide[r] - total[r]))
-        return
-    for r in range(0, rows, 4):
-        take_four(total, each, r, rows, columns)
-        take_four(carry, each, r, rows, lost_columns)
-        for j in range(4):
-            four[j] = columns[j]
-            lost[j] = lost_columns[j]
-        for i in range(1, each):
+    else:
+        for r in range(0, rows, 4):
+            take_four(total, each, r, rows, columns)
+            take_four(carry, each, r, rows, lost_columns)
             for j in range(4):
-                s = four[j] + columns[4 * i + j]
-                lost[j] += lost_columns[4 * i + j] + lost_in_sum(four[j], columns[4 * i + j], s)
-                four[j] = s
-        for j in range(4):
-            total[r + j] = four[j]
-            carry[r + j] = finite(lost[j])
+                four[j] = columns[j]
+                lost[j] = lost_columns[j]
+            for i in range(1, each):
+                for j in range(4):
+                    s = four[j] + columns[4 * i + j]
+                    lost[j] += lost_columns[4 * i + j] + lost_in_sum(four[j], columns[4 * i + j], s)
+                    four[j] = s
+            for j in range(4):
+                total[r + j] = four[j]
+                carry[r + j] = finite(lost[j])
 
 
 cdef inline void raise_lanes(int operation, const real *x, const real *y, real *top) noexcept nogil:
