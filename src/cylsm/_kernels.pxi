@@ -497,7 +497,7 @@ cdef inline real term_of(int operation, real x, real y, real top, real e) noexce
     if operation == LOG_SOFTMAX_BACKWARD:
         return x
     elif operation == SOFTMAX_BACKWARD:
-        return x * y
+        return rounded_product(x, y)
     elif operation == LOGSUMEXP_WEIGHTED:
         # Infinities of both signs make nan, whatever their weights add up to.
         return (y * x if x == <real> INFINITY else <real> 0.0) if x == top else rounded_product(e, y)
