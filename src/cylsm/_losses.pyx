@@ -432,16 +432,20 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
     cdef const real *peak = <const real *> block.state.peak + block.merged
     cdef const int64_t *labels = labels_of(block)
     cdef char *out = row_of(task, &task.out, block)
-    cdef char *p
     cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
     cdef int64_t signs = 0
-    cdef real there
+    cdef real there[MOST_ROWS]
+    cdef real of_largest, of_another
     if task.out.native:
-        # Without a branch, which would be mispredicted where classes are few. Of an ignored row class 0 is written here.
+        # The choice in a loop of its own, which is vectorised: a branch would be mispredicted where classes are few. Of an
+        # ignored row class 0 is written here.
         for r in range(block.rows):
-            p = out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride
-            there = (<real *> p)[0] - factor[r]
-            (<real *> p)[0] = -others[r] if picked[r] == top[r] else there
+            there[r] = (<real *> (out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0]
+        for r in range(block.rows):
+            of_largest, of_another = -others[r], there[r] - factor[r]
+            there[r] = of_largest if picked[r] == top[r] else of_another
+        for r in range(block.rows):
+            (<real *> (out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0] = there[r]
     else:
         for r in range(block.rows):
             if labels[r] != IGNORED:
