@@ -75,8 +75,14 @@ cdef extern from "_native.h" nogil:
     double double_of_bits(uint64_t bits)
     void prefetch_line(const void *p)
     void stream_lines(void *to, const void *source, Py_ssize_t lines)
-    void transpose_float(const float *x, Py_ssize_t x_step, float *out, Py_ssize_t out_step)
-    void transpose_double(const double *x, Py_ssize_t x_step, double *out, Py_ssize_t out_step)
+    enum: CYLSM_FLOAT_QUADS
+    enum: CYLSM_DOUBLE_QUADS
+    void gather_float(const float *x, Py_ssize_t x_step, float *out, Py_ssize_t out_step)
+    void gather_double(const double *x, Py_ssize_t x_step, double *out, Py_ssize_t out_step)
+    void scatter_float(const float *x, Py_ssize_t x_step, float *out, Py_ssize_t out_step)
+    void scatter_double(const double *x, Py_ssize_t x_step, double *out, Py_ssize_t out_step)
+    void gather_float_1(const float *x, Py_ssize_t x_step, float *out, Py_ssize_t out_step)
+    void gather_double_1(const double *x, Py_ssize_t x_step, double *out, Py_ssize_t out_step)
 
 ctypedef fused real:
     float
@@ -929,9 +935,9 @@ cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x
 cdef inline void transpose(const real *x, Py_ssize_t x_step, real *out, Py_ssize_t out_step) noexcept nogil:
     """Four rows of four."""
     if real is float:
-        transpose_float(x, x_step, out, out_step)
+        gather_float_1(x, x_step, out, out_step)
     else:
-        transpose_double(x, x_step, out, out_step)
+        gather_double_1(x, x_step, out, out_step)
 
 
 cdef inline real joined(bint largest, real a, real b) noexcept nogil:
@@ -1686,46 +1692,82 @@ cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcep
         out[i + 3 * quarter] = x[4 * i + 3]
 
 
+cdef inline void gather(Py_ssize_t rows, const real *x, Py_ssize_t x_step, Py_ssize_t classes, real *lanes,
+                        Py_ssize_t width) noexcept nogil:
+    """Transposes four rows, or as many as fill a vector, of at least four classes. The last four overlap others."""
+    cdef Py_ssize_t i, c
+    for i in range((classes + 3) // 4):
+        c = min(4 * i, classes - 4)
+        if rows == 4:
+            transpose(x + c, x_step, lanes + c * width, width)
+        elif real is float:
+            gather_float(x + c, x_step, lanes + c * width, width)
+        else:
+            gather_double(x + c, x_step, lanes + c * width, width)
+
+
+cdef inline void scatter(Py_ssize_t rows, const real *lanes, Py_ssize_t width, Py_ssize_t classes, real *out,
+                         Py_ssize_t out_step) noexcept nogil:
+    """The way back."""
+    cdef Py_ssize_t i, c
+    for i in range((classes + 3) // 4):
+        c = min(4 * i, classes - 4)
+        if rows == 4:
+            transpose(lanes + c * width, width, out + c, out_step)
+        elif real is float:
+            scatter_float(lanes + c * width, width, out + c, out_step)
+        else:
+            scatter_double(lanes + c * width, width, out + c, out_step)
+
+
+cdef inline Py_ssize_t gathered_rows(const real *x) noexcept nogil:
+    """How many rows fill a vector."""
+    return <Py_ssize_t> 4 * (CYLSM_FLOAT_QUADS if real is float else CYLSM_DOUBLE_QUADS)
+
+
 cdef void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
                           real *lanes, real *scratch) noexcept nogil:
     """lanes[c * width + r] = x[r * x_step + c]; lanes of rows that are not there become 0. Not inline: among other loops
     these run out of registers."""
-    cdef Py_ssize_t r, c, blocks = rows - rows % 4 if classes >= 4 else 0, whole = blocks
+    cdef Py_ssize_t r = 0, c, group = gathered_rows(x)
     if rows < width:
         for c in range(width * classes):
             lanes[c] = 0
     if classes < 4 and rows == GROUP and x_step == classes:
-        whole = rows
         shuffle(x, lanes, GROUP // 4 * classes)
         shuffle(lanes, scratch, GROUP // 4 * classes)
         shuffle(scratch, lanes, GROUP // 4 * classes)
-    for r in range(0, blocks, 4):
-        for c in range(0, classes - 3, 4):
-            transpose(x + r * x_step + c, x_step, lanes + c * width + r, width)
-        if classes % 4 != 0:
-            # It overlaps the last one.
-            transpose(x + r * x_step + classes - 4, x_step, lanes + (classes - 4) * width + r, width)
-    for r in range(whole, rows):
+        return
+    while classes >= 4 and r + group <= rows:
+        gather(group, x + r * x_step, x_step, classes, lanes + r, width)
+        r += group
+    while classes >= 4 and r + 4 <= rows:
+        gather(4, x + r * x_step, x_step, classes, lanes + r, width)
+        r += 4
+    while r < rows:
         for c in range(classes):
             lanes[c * width + r] = x[r * x_step + c]
+        r += 1
 
 
 cdef void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssize_t classes, real *out,
                           Py_ssize_t out_step, real *scratch) noexcept nogil:
-    cdef Py_ssize_t r, c, blocks = rows - rows % 4 if classes >= 4 else 0, whole = blocks
+    cdef Py_ssize_t r = 0, c, group = gathered_rows(lanes)
     if classes < 4 and rows == GROUP and out_step == classes:
-        whole = rows
         unshuffle(lanes, scratch, GROUP // 4 * classes)
         unshuffle(scratch, lanes, GROUP // 4 * classes)
         unshuffle(lanes, out, GROUP // 4 * classes)
-    for r in range(0, blocks, 4):
-        for c in range(0, classes - 3, 4):
-            transpose(lanes + c * width + r, width, out + r * out_step + c, out_step)
-        if classes % 4 != 0:
-            transpose(lanes + (classes - 4) * width + r, width, out + r * out_step + classes - 4, out_step)
-    for r in range(whole, rows):
+        return
+    while classes >= 4 and r + group <= rows:
+        scatter(group, lanes + r, width, classes, out + r * out_step, out_step)
+        r += group
+    while classes >= 4 and r + 4 <= rows:
+        scatter(4, lanes + r, width, classes, out + r * out_step, out_step)
+        r += 4
+    while r < rows:
         for c in range(classes):
             out[r * out_step + c] = lanes[c * width + r]
+        r += 1
 
 
 cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,

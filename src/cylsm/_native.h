@@ -1,4 +1,4 @@
-/* What Cython and the auto-vectoriser cannot say: the bits of a float, a transpose in registers, stores that bypass the
+/* What Cython and the auto-vectoriser cannot say: the bits of a float, transposes in registers, stores that bypass the
    caches, a prefetch, and asserts without the interpreter. Each has a portable fallback. */
 #ifndef CYLSM_NATIVE_H
 #define CYLSM_NATIVE_H
@@ -35,47 +35,47 @@ static inline uint64_t bits_of_double(double x) { uint64_t b; memcpy(&b, &x, 8);
 static inline float float_of_bits(uint32_t b) { float x; memcpy(&x, &b, 4); return x; }
 static inline double double_of_bits(uint64_t b) { double x; memcpy(&x, &b, 8); return x; }
 
-/* out[c * out_step + r] = x[r * x_step + c] for r, c < 4; all of x is read before out is written. The first shuffles take
-   columns 0 and `i` side by side, and `j` and 3. */
-#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
-#define CYLSM_TRANSPOSE(real, bytes, i, j)                                                                            \
-    static inline void transpose_##real(const real *x, ptrdiff_t x_step, real *out, ptrdiff_t out_step)               \
-    {                                                                                                                 \
-        typedef real vector __attribute__((vector_size(bytes)));                                                      \
-        vector a, b, c, d, upper_i, upper_j, lower_i, lower_j;                                                        \
-        memcpy(&a, x, sizeof a);                                                                                      \
-        memcpy(&b, x + x_step, sizeof b);                                                                             \
-        memcpy(&c, x + 2 * x_step, sizeof c);                                                                         \
-        memcpy(&d, x + 3 * x_step, sizeof d);                                                                         \
-        upper_i = __builtin_shufflevector(a, b, 0, 4, i, 4 + i);                                                      \
-        upper_j = __builtin_shufflevector(a, b, j, 4 + j, 3, 7);                                                      \
-        lower_i = __builtin_shufflevector(c, d, 0, 4, i, 4 + i);                                                      \
-        lower_j = __builtin_shufflevector(c, d, j, 4 + j, 3, 7);                                                      \
-        a = __builtin_shufflevector(upper_i, lower_i, 0, 1, 4, 5);                                                    \
-        b = __builtin_shufflevector(upper_i, lower_i, 2, 3, 6, 7);                                                    \
-        c = __builtin_shufflevector(upper_j, lower_j, 0, 1, 4, 5);                                                    \
-        d = __builtin_shufflevector(upper_j, lower_j, 2, 3, 6, 7);                                                    \
-        memcpy(out, &a, sizeof a);                                                                                    \
-        memcpy(out + i * out_step, &b, sizeof b);                                                                     \
-        memcpy(out + j * out_step, &c, sizeof c);                                                                     \
-        memcpy(out + 3 * out_step, &d, sizeof d);                                                                     \
-    }
-CYLSM_TRANSPOSE(float, 16, 1, 2)
-CYLSM_TRANSPOSE(double, 32, 2, 1)
-#else
-#define CYLSM_TRANSPOSE(real)                                                                                         \
-    static inline void transpose_##real(const real *x, ptrdiff_t x_step, real *out, ptrdiff_t out_step)               \
-    {                                                                                                                 \
-        real block[16];                                                                                               \
-        for (int r = 0; r < 4; r++)                                                                                   \
-            memcpy(block + 4 * r, x + r * x_step, 4 * sizeof(real));                                                  \
-        for (int c = 0; c < 4; c++)                                                                                   \
-            for (int r = 0; r < 4; r++)                                                                               \
-                out[c * out_step + r] = block[4 * r + c];                                                             \
-    }
-CYLSM_TRANSPOSE(float)
-CYLSM_TRANSPOSE(double)
+/* Transposes of four columns of four rows, and of QUADS times as many, which fill a vector. */
+#define JOINED(what, real, quads) what##_##real##_##quads
+#define JOIN(what, real, quads) JOINED(what, real, quads)
+#define REAL float
+#define SECOND 1
+#define QUADS 1
+#include "_transpose.h"
+#define REAL double
+#define SECOND 2
+#define QUADS 1
+#include "_transpose.h"
+#if CYLSM_VECTOR_BYTES >= 32
+#define REAL float
+#define SECOND 1
+#define QUADS 2
+#include "_transpose.h"
 #endif
+#if CYLSM_VECTOR_BYTES >= 64
+#define REAL float
+#define SECOND 1
+#define QUADS 4
+#include "_transpose.h"
+#define REAL double
+#define SECOND 2
+#define QUADS 2
+#include "_transpose.h"
+#endif
+#if CYLSM_VECTOR_BYTES >= 64
+#define CYLSM_FLOAT_QUADS 4
+#define CYLSM_DOUBLE_QUADS 2
+#elif CYLSM_VECTOR_BYTES >= 32
+#define CYLSM_FLOAT_QUADS 2
+#define CYLSM_DOUBLE_QUADS 1
+#else
+#define CYLSM_FLOAT_QUADS 1
+#define CYLSM_DOUBLE_QUADS 1
+#endif
+#define gather_float JOIN(gather, float, CYLSM_FLOAT_QUADS)
+#define scatter_float JOIN(scatter, float, CYLSM_FLOAT_QUADS)
+#define gather_double JOIN(gather, double, CYLSM_DOUBLE_QUADS)
+#define scatter_double JOIN(scatter, double, CYLSM_DOUBLE_QUADS)
 
 static inline void prefetch_line(const void *p)
 {
