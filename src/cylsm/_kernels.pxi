@@ -902,19 +902,24 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
 cdef inline void apply_lanes(int operation, bint kept, bint near, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *out,
                              Py_ssize_t out_step, const Soon *soon) noexcept nogil:
-    """`out` is x, with the same step, or overlaps neither x nor y."""
+    """`out` is x, with the same step, or overlaps neither x nor y. Of a gradient's strip y has not been read before: asked
+    for a class ahead, log_softmax_backward of 8 x 21 x 128 x 128 float64 takes 3.4 ms on one thread, and 4.3 without."""
     cdef Py_ssize_t c, j
     cdef bint two = operation != LOG_SOFTMAX and operation != SOFTMAX
     if out == x:
         # The same pointer: the compiler sees that an element is read before it is written.
         for c in range(classes):
             ask_meanwhile(soon, c * width * <Py_ssize_t> sizeof(real), width * <Py_ssize_t> sizeof(real))
+            if operation == LOG_SOFTMAX_BACKWARD and soon == NULL:
+                ask_for(y + (c + 1) * y_step, width)
             for j in range(width):
                 out[c * out_step + j] = applied(operation, kept, near, out[c * out_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
     else:
         for c in range(classes):
             ask_meanwhile(soon, c * width * <Py_ssize_t> sizeof(real), width * <Py_ssize_t> sizeof(real))
+            if operation == LOG_SOFTMAX_BACKWARD and soon == NULL:
+                ask_for(y + (c + 1) * y_step, width)
             for j in range(width):
                 out[c * out_step + j] = applied(operation, kept, near, x[c * x_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
