@@ -15,7 +15,6 @@ from libc.string cimport memcpy
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from cylsm._kernels cimport (
-    FEW_BYTES,
     GROUP,
     LOG_SOFTMAX,
     LOGSUMEXP,
@@ -197,7 +196,7 @@ cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     if stride >= LEAST_STRIDE * task.x.item_bytes and task.classes > 1:
         return STRIP
-    return FEW if task.classes * size <= FEW_BYTES else ROWS
+    return FEW if task.classes * size <= kernels(task.wide).few_bytes else ROWS
 
 
 cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexcept nogil:

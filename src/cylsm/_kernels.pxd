@@ -11,16 +11,13 @@
 
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
-    # Rows up to here are transposed in groups, so that the lanes of a vector are rows. On AVX2 log_softmax of 64 float32
-    # classes takes 0.74 ns an element so, and 0.88 by rows, of 77, 0.84 and 0.90, but its gradient 1.2 and 0.8; of 28
-    # float64 classes 2.2 and 3.6.
-    FEW_BYTES = 256
+    FEW_BYTES = 504       # the longest rows that few_rows takes; Kernels.few_bytes says which it is given
     # A longer row is cut into tiles of this size, read again from L2. logsumexp of rows of 5003 float32 classes takes
     # 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
     GROUP = 64            # rows that few_rows transposes together, a power of 4,
     LONG_GROUP = 16       # or so many where they are longer than a line: the group stays in L1
-    SCRATCH = 16 * 64     # reals in one of the arrays that few_rows transposes through
+    SCRATCH = 16 * 128    # reals in one of the arrays that few_rows transposes through
 
 cdef enum Operation:
     LOGSUMEXP             # finish only
@@ -101,6 +98,7 @@ ctypedef void (*exp_kernel)(const void *x, void *out, Py_ssize_t n) noexcept nog
 ctypedef void (*pair_kernel)(const void *x, const void *y, void *out, Py_ssize_t n) noexcept nogil
 
 cdef struct Kernels:
+    Py_ssize_t few_bytes  # rows up to here go to few_rows
     reduce_kernel reduce_rows
     reduce_kernel reduce_strip
     merge_kernel merge

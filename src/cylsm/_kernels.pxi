@@ -1784,15 +1784,19 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *y_lanes = scratch + SCRATCH
     cdef real *other = scratch + 2 * SCRATCH
     cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
+    cdef bint by_rows = operation == LOG_SOFTMAX_BACKWARD and classes >= SHORTEST_ROW
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
-    if reads_y(operation) or mixture or operation == LOG_SOFTMAX_BACKWARD:
+    if not by_rows and (reads_y(operation) or mixture or operation == LOG_SOFTMAX_BACKWARD):
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
     reduce_width(LOGSUMEXP if mixture else operation, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes,
                  width, in_reduce)
     finish_block(operation, classes <= NEAR_CLASSES, width, width, state, first, factor)
     if mixture:
         reduce_width(MIXTURE_COST, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width, NULL)
-    if operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
+    if by_rows:
+        apply_rows(LOG_SOFTMAX_BACKWARD, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
+                   False)
+    elif operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
         apply_width(operation, True, width, rows, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
                     width, in_apply)
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
@@ -1867,6 +1871,12 @@ cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept
 
 
 cdef KernelTable table
+
+# Rows up to here are transposed in groups, so that the lanes of a vector are rows. Softmax of 4096 rows takes so, and by
+# rows, ns an element on two threads: of 100 float32 classes 0.17 and 0.21 on AVX-512, of 126 as long, of 77 on AVX2
+# 0.25 and 0.26, of 96 0.23 and 0.20; of 50 float64 classes 0.40 and 0.60 on AVX-512, 0.56 and 0.62 on AVX2.
+table.of_float.few_bytes = FEW_BYTES if CYLSM_VECTOR_BYTES == 64 else 320
+table.of_double.few_bytes = FEW_BYTES
 
 table.of_float.reduce_rows = <reduce_kernel> &reduce_rows[float]
 table.of_float.reduce_strip = <reduce_kernel> &reduce_strip[float]

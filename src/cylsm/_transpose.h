@@ -28,30 +28,35 @@
 
 typedef REAL NAME(quads) __attribute__((vector_size(4 * QUADS * sizeof(REAL))));
 
-static inline NAME(quads) NAME(load)(const REAL *x, ptrdiff_t step)
+/* Vectors are not passed by value: that would depend on the instruction set. */
+static inline void NAME(load)(NAME(quads) *quads, const REAL *x, ptrdiff_t step)
 {
 #if QUADS == 1
-    NAME(quads) quad;
     (void)step;
-    memcpy(&quad, x, sizeof quad);
-    return quad;
+    memcpy(quads, x, sizeof *quads);
 #else
-    return __builtin_shufflevector(JOIN(load, REAL, HALF)(x, step),
-                                   JOIN(load, REAL, HALF)(x + 4 * HALF * step, step), EACH(ALL));
+    JOIN(quads, REAL, HALF) lower, upper;
+    JOIN(load, REAL, HALF)(&lower, x, step);
+    JOIN(load, REAL, HALF)(&upper, x + 4 * HALF * step, step);
+    *quads = __builtin_shufflevector(lower, upper, EACH(ALL));
 #endif
 }
 
-static inline void NAME(store)(NAME(quads) quads, REAL *out, ptrdiff_t step)
+static inline void NAME(store)(const NAME(quads) *quads, REAL *out, ptrdiff_t step)
 {
 #if QUADS == 1
     (void)step;
-    memcpy(out, &quads, sizeof quads);
-#elif QUADS == 2
-    JOIN(store, REAL, 1)(__builtin_shufflevector(quads, quads, ALL(0)), out, step);
-    JOIN(store, REAL, 1)(__builtin_shufflevector(quads, quads, ALL(4)), out + 4 * step, step);
+    memcpy(out, quads, sizeof *quads);
 #else
-    JOIN(store, REAL, 2)(__builtin_shufflevector(quads, quads, ALL(0), ALL(4)), out, step);
-    JOIN(store, REAL, 2)(__builtin_shufflevector(quads, quads, ALL(8), ALL(12)), out + 8 * step, step);
+#if QUADS == 2
+    JOIN(quads, REAL, HALF) lower = __builtin_shufflevector(*quads, *quads, ALL(0));
+    JOIN(quads, REAL, HALF) upper = __builtin_shufflevector(*quads, *quads, ALL(4));
+#else
+    JOIN(quads, REAL, HALF) lower = __builtin_shufflevector(*quads, *quads, ALL(0), ALL(4));
+    JOIN(quads, REAL, HALF) upper = __builtin_shufflevector(*quads, *quads, ALL(8), ALL(12));
+#endif
+    JOIN(store, REAL, HALF)(&lower, out, step);
+    JOIN(store, REAL, HALF)(&upper, out + 4 * HALF * step, step);
 #endif
 }
 
@@ -67,37 +72,32 @@ static inline void NAME(transpose)(NAME(quads) v[4])
     v[3] = __builtin_shufflevector(b, d, EACH(UPPER));
 }
 
-static inline void NAME(put)(NAME(quads) v, REAL *out)
-{
-    memcpy(out, &v, sizeof v);
-}
-
-static inline NAME(quads) NAME(get)(const REAL *x)
-{
-    NAME(quads) v;
-    memcpy(&v, x, sizeof v);
-    return v;
-}
-
 static inline void NAME(gather)(const REAL *x, ptrdiff_t x_step, REAL *out, ptrdiff_t out_step)
 {
-    NAME(quads) v[4] = {NAME(load)(x, x_step), NAME(load)(x + x_step, x_step), NAME(load)(x + 2 * x_step, x_step),
-                        NAME(load)(x + 3 * x_step, x_step)};
+    NAME(quads) v[4];
+    NAME(load)(&v[0], x, x_step);
+    NAME(load)(&v[1], x + x_step, x_step);
+    NAME(load)(&v[2], x + 2 * x_step, x_step);
+    NAME(load)(&v[3], x + 3 * x_step, x_step);
     NAME(transpose)(v);
-    NAME(put)(v[0], out);
-    NAME(put)(v[1], out + out_step);
-    NAME(put)(v[2], out + 2 * out_step);
-    NAME(put)(v[3], out + 3 * out_step);
+    memcpy(out, &v[0], sizeof v[0]);
+    memcpy(out + out_step, &v[1], sizeof v[1]);
+    memcpy(out + 2 * out_step, &v[2], sizeof v[2]);
+    memcpy(out + 3 * out_step, &v[3], sizeof v[3]);
 }
 
 static inline void NAME(scatter)(const REAL *x, ptrdiff_t x_step, REAL *out, ptrdiff_t out_step)
 {
-    NAME(quads) v[4] = {NAME(get)(x), NAME(get)(x + x_step), NAME(get)(x + 2 * x_step), NAME(get)(x + 3 * x_step)};
+    NAME(quads) v[4];
+    memcpy(&v[0], x, sizeof v[0]);
+    memcpy(&v[1], x + x_step, sizeof v[1]);
+    memcpy(&v[2], x + 2 * x_step, sizeof v[2]);
+    memcpy(&v[3], x + 3 * x_step, sizeof v[3]);
     NAME(transpose)(v);
-    NAME(store)(v[0], out, out_step);
-    NAME(store)(v[1], out + out_step, out_step);
-    NAME(store)(v[2], out + 2 * out_step, out_step);
-    NAME(store)(v[3], out + 3 * out_step, out_step);
+    NAME(store)(&v[0], out, out_step);
+    NAME(store)(&v[1], out + out_step, out_step);
+    NAME(store)(&v[2], out + 2 * out_step, out_step);
+    NAME(store)(&v[3], out + 3 * out_step, out_step);
 }
 #undef EACH
 #undef HALF
