@@ -169,6 +169,15 @@ def test_additions_over_a_million_rows(dtype, rng):
 
 
 @each_dtype
+def test_weighted_labels(dtype, rng):
+    for classes, rows in ((2, 300), (10, 300), (40, 100), (300, 60)):
+        logits = reference.rounded(rng.normal(size=(rows, classes)) * rng.choice([0.1, 3, 30], (rows, 1)), dtype)
+        weight = reference.rounded(rng.uniform(0.2, 1.5, classes), dtype)
+        made = {"logits": logits, "target": rng.integers(classes, size=rows), "weight": weight, "reduction": "none"}
+        accuracy.assert_accurate(cylsm.cross_entropy(**made), accuracy.expected("cross_entropy", **made))
+
+
+@each_dtype
 def test_class_probabilities_that_do_not_sum_to_1(dtype, rng):
     for classes in (*range(2, 41), 300):
         logits = reference.rounded(rng.normal(size=(10, classes)) * 3, dtype)

@@ -461,17 +461,26 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
 cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept nogil:
     """Losses of plain labels, and the targets' own gradients."""
     cdef const real *top = <const real *> block.state.top + block.merged
+    cdef const Loss *loss = <const Loss *> task.context
     cdef const real *log_sum = <const real *> block.state.log_sum + block.merged
+    cdef const real *log_low = <const real *> block.state.log_low + block.merged
     cdef const int64_t *labels = labels_of(block)
     cdef real *picked = picked_of(block, factor)
     cdef real *weights = weights_of(block, factor)
     cdef real nll
+    cdef double exact
     cdef Py_ssize_t r
     if task.out.data != NULL:
         put_targets(task, block, picked, factor)
-    for r in range(block.rows):
-        nll = (top[r] - picked[r]) + log_sum[r]
-        picked[r] = 0 if weights[r] == 0 and nll == <real> INFINITY else weights[r] * nll
+    if real is float and loss.weight.data != NULL:
+        # Rounded once, after the weight.
+        for r in range(block.rows):
+            exact = (<double> top[r] - picked[r]) + (<double> log_sum[r] + log_low[r])
+            picked[r] = 0 if weights[r] == 0 and exact == INFINITY else <real> (weights[r] * exact)
+    else:
+        for r in range(block.rows):
+            nll = (top[r] - picked[r]) + log_sum[r]
+            picked[r] = 0 if weights[r] == 0 and nll == <real> INFINITY else weights[r] * nll
     for r in range(block.rows):
         if labels[r] == IGNORED:
             picked[r] = 0
