@@ -37,15 +37,20 @@ cdef extern from "_native.h" nogil:
 
 cdef enum:
     FEW_ROWS = 256                  # rows of a FEW block: its state stays in L1
-    # Of a ROWS block: between L1 and L2. log_softmax_backward of 4096 x 1000 float32 takes 1.35 ms on one thread so, 1.37
-    # with 64 KB and 1.55 with 16 KB.
+    FEW_BLOCK_BYTES = 65536         # longer rows make smaller blocks, so that threads have enough of them
+    # Of a ROWS block, where there are many: between L1 and L2. log_softmax_backward of 4096 x 1000 float32 takes 1.35 ms on
+    # one thread so, 1.37 with 64 KB and 1.55 with 16 KB.
     ROW_BLOCK_BYTES = 131072
     MOST_BLOCK_ROWS = 32
+    FEWER_BYTES = 32768             # blocks are halved down to this, so that threads have
+    MANY_BLOCKS = 8                 # so many of them
     STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
     MOST_STRIP_TILES = 16           # each has a state of its own
-    # So many tiles of a row are made equal, and their number even: threads that share a row finish together. Softmax of
-    # 3 x 100000 float32 takes 41 us on two threads so, and 48 with a short last tile.
+    # So many tiles of a row are made equal, in whole lines, and their number even: two threads that share a row finish
+    # together. Softmax of 3 x 100000 float32 takes 41 us so, and 48 with a short last tile. Of more tiles the rounding
+    # would leave nothing to the last one.
     MOST_EQUAL_TILES = 64
+    LINE = 16                       # elements in 64 bytes, at most
     MOST_TILE = 8388608             # elements: ties are counted in float
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
     # float32 along the first axis takes 11 ms so, with 256 lanes, and 18 ms with 64.
@@ -222,12 +227,15 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         plan.tile = task.classes
     elif plan.regime == ROWS and plan.tiles <= MOST_EQUAL_TILES:
         plan.tiles += plan.tiles % 2
-        plan.tile = ((task.classes + plan.tiles - 1) // plan.tiles + 15) // 16 * 16
+        plan.tile = ((task.classes + plan.tiles - 1) // plan.tiles + LINE - 1) // LINE * LINE
     row_bytes = plan.tile * plan.size
     if plan.regime == FEW:
-        plan.block_rows = FEW_ROWS
+        plan.block_rows = clamp(FEW_BLOCK_BYTES // max(row_bytes, 1) // GROUP * GROUP, GROUP, FEW_ROWS)
     elif plan.regime == ROWS:
         plan.block_rows = 1 if plan.tiles > 1 else clamp(ROW_BLOCK_BYTES // row_bytes, 1, MOST_BLOCK_ROWS)
+        while (plan.block_rows > 1 and plan.block_rows * row_bytes > FEWER_BYTES
+               and task.rows < MANY_BLOCKS * plan.block_rows):
+            plan.block_rows = plan.block_rows // 2
     else:
         # As many lanes as L2 can hold of a tile: long runs, so that a page is read for more than a line or two.
         plan.block_rows = MOST_LANES

@@ -92,14 +92,14 @@ cdef enum:
     LINE_BYTES = 64
     MOST_LANES = 16           # of float in the widest vector; stack arrays have room for any
     BATCH = 16                # rows whose lanes are folded together
-    ONE_BY_ONE = 64           # a strip's classes up to here are added one by one, as those of few_rows are
+    ONE_BY_ONE = 64           # up to so many classes of a lane are added one by one
     # Up to here exps count from the top. Softmax of 4 float32 classes takes 2.0 ns an element so, and 2.6 with a reference;
     # of 6, 1.9 and 2.2; logsumexp of 4, 1.73 and 1.75, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
     NEAR_CLASSES = 8
     SHORT_CLASSES = 16        # up to here a strip's lanes are reduced GROUP at a time
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
-    # So far ahead are the rows of a gradient asked for, which are read once: log_softmax_backward of 4096 x 1000 float32
-    # takes 1.37 ms on one thread so, and 1.93 without.
+    # So far ahead are the rows of a gradient asked for, which no maximum has brought into the caches: log_softmax_backward
+    # of 4096 x 1000 float32 takes 1.37 ms on one thread so, and 1.93 without.
     AHEAD_BYTES = 4096
 
 # What the exps of a row count from.
@@ -931,7 +931,7 @@ cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x
     cdef Py_ssize_t c
     cdef real line[STRIP]
     for c in range(classes):
-        apply_lanes(operation, False, False, width, x + c * x_step, 0, out + c * out_step, 0, 1, of, line, 0, NULL)
+        apply_lanes(operation, False, False, width, x + c * x_step, 0, out + c * out_step, out_step, 1, of, line, 0, NULL)
         memcpy(out + c * out_step, line, width * sizeof(real))
 
 
@@ -950,7 +950,7 @@ cdef inline real joined(bint largest, real a, real b) noexcept nogil:
 
 
 cdef inline void halve(bint largest, real *lanes, Py_ssize_t each, Py_ssize_t half, Py_ssize_t rows) noexcept nogil:
-    """Joins the lanes from `half` on, as many, to those before them."""
+    """lanes[j] joins lanes[half + j], for j < half, in every row."""
     cdef Py_ssize_t r, j
     for r in range(rows):
         for j in range(half):
@@ -982,6 +982,7 @@ cdef inline void fold(bint largest, real *lanes, Py_ssize_t each, Py_ssize_t row
 
 
 cdef inline void halve_sum(real *total, real *carry, Py_ssize_t each, Py_ssize_t half, Py_ssize_t rows) noexcept nogil:
+    """The same with compensated sums."""
     cdef Py_ssize_t r, j
     cdef real s
     for r in range(rows):
@@ -1100,11 +1101,11 @@ cdef inline void row_sum(int operation, bint keep, int origin, const real *x, co
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += lanes
     if i < classes:
-        if is_backward(operation):
-            for j in range(lanes):
-                end[j] = x[classes - lanes + j]
         for lane in range(<int> lanes):
-            last_x[lane] = end[lane] if lane >= known else nothing
+            if is_backward(operation):
+                last_x[lane] = x[classes - lanes + lane] if lane >= known else nothing
+            else:
+                last_x[lane] = end[lane] if lane >= known else nothing
         if reads_y(operation):
             for lane in range(<int> lanes):
                 last_y[lane] = y[classes - lanes + lane] if lane >= known else <real> 0.0
@@ -1784,6 +1785,7 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *y_lanes = scratch + SCRATCH
     cdef real *other = scratch + 2 * SCRATCH
     cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
+    # Only x is transposed then: of 64 float32 classes that takes 0.27 ns an element, and otherwise 0.39.
     cdef bint by_rows = operation == LOG_SOFTMAX_BACKWARD and classes >= SHORTEST_ROW
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
     if not by_rows and (reads_y(operation) or mixture or operation == LOG_SOFTMAX_BACKWARD):
@@ -1821,7 +1823,9 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
         # Spread over the loops: asked for at once, a group of three arrays would be waited for.
         in_reduce.one = x + (r + group) * x_step
         in_reduce.other = in_apply.one = in_apply.other = NULL
-        if is_backward(operation):
+        if operation == LOG_SOFTMAX_BACKWARD and classes >= SHORTEST_ROW:
+            in_reduce.other = y + (r + group) * y_step
+        elif is_backward(operation):
             in_apply.one = y + (r + group) * y_step
         elif y != x:
             in_reduce.other = y + (r + group) * y_step
@@ -1874,8 +1878,9 @@ cdef KernelTable table
 
 # Rows up to here are transposed in groups, so that the lanes of a vector are rows. Softmax of 4096 rows takes so, and by
 # rows, ns an element on two threads: of 100 float32 classes 0.17 and 0.21 on AVX-512, of 126 as long, of 77 on AVX2
-# 0.25 and 0.26, of 96 0.23 and 0.20; of 50 float64 classes 0.40 and 0.60 on AVX-512, 0.56 and 0.62 on AVX2.
-table.of_float.few_bytes = FEW_BYTES if CYLSM_VECTOR_BYTES == 64 else 320
+# 0.25 and 0.26, of 96 0.23 and 0.20; of 50 float64 classes 0.40 and 0.60 on AVX-512, 0.56 and 0.62 on AVX2. Baseline is
+# like AVX2.
+table.of_float.few_bytes = FEW_BYTES if CYLSM_VECTOR_BYTES == 64 else 80 * sizeof(float)
 table.of_double.few_bytes = FEW_BYTES
 
 table.of_float.reduce_rows = <reduce_kernel> &reduce_rows[float]

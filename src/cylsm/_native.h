@@ -36,8 +36,8 @@ static inline float float_of_bits(uint32_t b) { float x; memcpy(&x, &b, 4); retu
 static inline double double_of_bits(uint64_t b) { double x; memcpy(&x, &b, 8); return x; }
 
 /* Transposes of four columns of four rows, and of QUADS times as many, which fill a vector. */
-#define JOINED(what, real, quads) what##_##real##_##quads
-#define JOIN(what, real, quads) JOINED(what, real, quads)
+#define CYLSM_JOINED(what, real, quads) what##_##real##_##quads
+#define CYLSM_JOIN(what, real, quads) CYLSM_JOINED(what, real, quads)
 #define REAL float
 #define SECOND 1
 #define QUADS 1
@@ -72,10 +72,10 @@ static inline double double_of_bits(uint64_t b) { double x; memcpy(&x, &b, 8); r
 #define CYLSM_FLOAT_QUADS 1
 #define CYLSM_DOUBLE_QUADS 1
 #endif
-#define gather_float JOIN(gather, float, CYLSM_FLOAT_QUADS)
-#define scatter_float JOIN(scatter, float, CYLSM_FLOAT_QUADS)
-#define gather_double JOIN(gather, double, CYLSM_DOUBLE_QUADS)
-#define scatter_double JOIN(scatter, double, CYLSM_DOUBLE_QUADS)
+#define gather_float CYLSM_JOIN(gather, float, CYLSM_FLOAT_QUADS)
+#define scatter_float CYLSM_JOIN(scatter, float, CYLSM_FLOAT_QUADS)
+#define gather_double CYLSM_JOIN(gather, double, CYLSM_DOUBLE_QUADS)
+#define scatter_double CYLSM_JOIN(scatter, double, CYLSM_DOUBLE_QUADS)
 
 static inline void prefetch_line(const void *p)
 {

@@ -4,7 +4,7 @@
    x[c * x_step + r]. All of x is read before out is written. A quad is four elements of a row; a vector holds those of
    rows r, r + 4 and so on, so that the same shuffles serve any number of them. SECOND is the column that the shuffles
    bring to the second place: 1, or 2 where half a quad fills 16 bytes. */
-#define NAME(what) JOIN(what, REAL, QUADS)
+#define NAME(what) CYLSM_JOIN(what, REAL, QUADS)
 #define THIRD (3 - SECOND)
 
 #if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
@@ -35,9 +35,9 @@ static inline void NAME(load)(NAME(quads) *quads, const REAL *x, ptrdiff_t step)
     (void)step;
     memcpy(quads, x, sizeof *quads);
 #else
-    JOIN(quads, REAL, HALF) lower, upper;
-    JOIN(load, REAL, HALF)(&lower, x, step);
-    JOIN(load, REAL, HALF)(&upper, x + 4 * HALF * step, step);
+    CYLSM_JOIN(quads, REAL, HALF) lower, upper;
+    CYLSM_JOIN(load, REAL, HALF)(&lower, x, step);
+    CYLSM_JOIN(load, REAL, HALF)(&upper, x + 4 * HALF * step, step);
     *quads = __builtin_shufflevector(lower, upper, EACH(ALL));
 #endif
 }
@@ -49,14 +49,14 @@ static inline void NAME(store)(const NAME(quads) *quads, REAL *out, ptrdiff_t st
     memcpy(out, quads, sizeof *quads);
 #else
 #if QUADS == 2
-    JOIN(quads, REAL, HALF) lower = __builtin_shufflevector(*quads, *quads, ALL(0));
-    JOIN(quads, REAL, HALF) upper = __builtin_shufflevector(*quads, *quads, ALL(4));
+    CYLSM_JOIN(quads, REAL, HALF) lower = __builtin_shufflevector(*quads, *quads, ALL(0));
+    CYLSM_JOIN(quads, REAL, HALF) upper = __builtin_shufflevector(*quads, *quads, ALL(4));
 #else
-    JOIN(quads, REAL, HALF) lower = __builtin_shufflevector(*quads, *quads, ALL(0), ALL(4));
-    JOIN(quads, REAL, HALF) upper = __builtin_shufflevector(*quads, *quads, ALL(8), ALL(12));
+    CYLSM_JOIN(quads, REAL, HALF) lower = __builtin_shufflevector(*quads, *quads, ALL(0), ALL(4));
+    CYLSM_JOIN(quads, REAL, HALF) upper = __builtin_shufflevector(*quads, *quads, ALL(8), ALL(12));
 #endif
-    JOIN(store, REAL, HALF)(&lower, out, step);
-    JOIN(store, REAL, HALF)(&upper, out + 4 * HALF * step, step);
+    CYLSM_JOIN(store, REAL, HALF)(&lower, out, step);
+    CYLSM_JOIN(store, REAL, HALF)(&upper, out + 4 * HALF * step, step);
 #endif
 }
 
