@@ -33,6 +33,9 @@ SHAPES = (
     ((200_000, 1), 0),
 )
 
+# Classes of rows that are moved about in a batch, around what sets few classes, blocks and tiles apart
+PLACED = (1, 2, 3, 10, 16, 17, 24, 25, 33, 63, 64, 80, 100, 126, 129, 1000, 4096, 4099, 9001)
+
 each_function = pytest.mark.parametrize("function", accuracy.FUNCTIONS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 on_each_isa = pytest.mark.usefixtures("isa")
@@ -117,7 +120,7 @@ def test_number_of_threads_changes_no_bit(function, shape, axis, dtype, seed, th
 @on_each_isa
 @each_function
 @each_dtype
-@pytest.mark.parametrize("classes", [1, 2, 3, 10, 16, 17, 25, 33, 63, 64, 80, 100, 126, 129, 1000, 4096, 4099, 9001])
+@pytest.mark.parametrize("classes", PLACED)
 def test_place_and_batch_change_no_bit(function, classes, dtype, seed):
     rows = 140 if classes < 1000 else 9
     made = among_special_rows(large(function, (rows, classes), 1, dtype, seed))

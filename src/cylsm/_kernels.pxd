@@ -12,8 +12,8 @@
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
     FEW_BYTES = 504       # rows that few_rows takes at most: those of 512 bytes, whole vectors, are faster by rows
-    # A longer row is cut into tiles of about this size at most, read again from L2. logsumexp of rows of 5003 float32 classes takes
-    # 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
+    # A longer row is cut into tiles of about this size at most, read again from L2. logsumexp of rows of 5003 float32
+    # classes takes 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
     GROUP = 64            # rows that few_rows transposes together, a power of 4,
     LONG_GROUP = 16       # or so many where they are longer than a line: the group stays in L1

@@ -1785,7 +1785,8 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *y_lanes = scratch + SCRATCH
     cdef real *other = scratch + 2 * SCRATCH
     cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
-    # Only x is transposed then: of 64 float32 classes that takes 0.27 ns an element, and otherwise 0.39.
+    # Only x is transposed then: 4096 x 64 float32 takes 33 us on two threads so, and 47 otherwise. By a call: with one more
+    # body inlined here, gcc's AVX2 code for logsumexp became 20 to 40 % slower.
     cdef bint by_rows = operation == LOG_SOFTMAX_BACKWARD and classes >= SHORTEST_ROW
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
     if not by_rows and (reads_y(operation) or mixture or operation == LOG_SOFTMAX_BACKWARD):
