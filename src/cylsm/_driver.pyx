@@ -18,13 +18,16 @@ from cylsm._kernels cimport (
     GROUP,
     LOG_SOFTMAX,
     LOGSUMEXP,
+    LOGSUMEXP_WEIGHTED,
     MIXTURE,
     MIXTURE_COST,
     SCRATCH,
+    SHORT_CLASSES,
     SHORTEST_ROW,
     SOFTMAX,
     TILE_BYTES,
     KernelTable,
+    few_kernel,
 )
 from cylsm._threads cimport threads_for
 
@@ -92,6 +95,7 @@ cdef struct Plan:
     bint y_direct
     bint out_direct
     bint stream
+    bint at_once                    # one kernel reduces, finishes and writes a block
     bint kept                       # exps are kept
     bint ask_early                  # out is asked for while x is reduced
     int threads
@@ -251,7 +255,10 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place
                    and task.operation != SOFTMAX and task.classes * plan.size >= STREAM_ROW_BYTES
                    and task.rows * task.classes * plan.size >= STREAM_CACHES * last_level_cache_bytes)
-    plan.kept = plan.regime != FEW and task.operation == SOFTMAX and (plan.out_direct or plan.tiles == 1)
+    # Weighted sums never: of two sizes of group the compiler makes code that fuses other multiplications.
+    plan.at_once = plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
+                                          and task.operation != LOGSUMEXP_WEIGHTED)
+    plan.kept = not plan.at_once and task.operation == SOFTMAX and (plan.out_direct or plan.tiles == 1)
     plan.ask_early = (plan.regime == ROWS and plan.out_direct and not plan.stream
                       and task.classes * plan.size <= KEPT_BYTES)
     task.blocks_per_part = (plan.blocks + MOST_PARTS - 1) // MOST_PARTS
@@ -296,7 +303,7 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.x_piece = take(base, &used, 0 if plan.x_direct else piece)
     worker.y_piece = take(base, &used, 0 if plan.y_direct or (task.y.data == NULL and task.fill_y == NULL) else piece)
     worker.out_piece = take(base, &used, 0 if plan.out_direct and (plan.kept or task.operation != SOFTMAX) else piece)
-    worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.regime == FEW else 0)
+    worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.at_once else 0)
     return used
 
 
@@ -413,21 +420,21 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
         store_piece(plan, block, t, out)
 
 
-cdef void short_rows(const Plan *plan, Worker *worker, Block *block) noexcept nogil:
-    """A FEW block: everything in one kernel."""
+cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept nogil:
+    """A block of few classes: everything in one kernel."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t x_step, y_step = 0, out_step = 0
     cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)
     cdef const void *y = y_of(plan, worker, block, 0, &y_step) if has_y(task) else x
     cdef void *out = NULL
+    cdef few_kernel kernel = plan.kernels.few_strip if plan.regime == STRIP else plan.kernels.few_rows
     if plan.out_direct:
-        out = row_of(task, &task.out, block)
-        out_step = row_stride(plan, &task.out) // plan.size
+        out = out_of(plan, block, 0, &out_step)
     elif task.out.data != NULL:
         out = worker.out_piece
-        out_step = task.classes
-    plan.kernels.few_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
-                          block.factor if task.has_factor else NULL, out, out_step, worker.transposed)
+        out_step = block.rows if plan.regime == STRIP else task.classes
+    kernel(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
+           block.factor if task.has_factor else NULL, out, out_step, worker.transposed)
     if task.out.data != NULL and not plan.out_direct:
         store_piece(plan, block, 0, out)
 
@@ -475,8 +482,8 @@ cdef void compute_block(Plan *plan, Worker *worker, Py_ssize_t index, bint share
     block.merged = 0 if plan.tiles == 1 else plan.tiles * block.rows
     if task.open != NULL:
         task.open(task, block)
-    if plan.regime == FEW:
-        short_rows(plan, worker, block)
+    if plan.at_once:
+        all_at_once(plan, worker, block)
     else:
         all_tiles(plan, worker, block, operation, shared)
         merge_tiles(plan, block, operation)

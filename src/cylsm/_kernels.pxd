@@ -15,6 +15,7 @@ cdef enum:
     # A longer row is cut into tiles of about this size at most, read again from L2. logsumexp of rows of 5003 float32
     # classes takes 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
+    SHORT_CLASSES = 16    # that few_strip takes at most
     GROUP = 64            # rows that few_rows transposes together, a power of 4,
     LONG_GROUP = 16       # or so many where they are longer than a line: the group stays in L1
     SCRATCH = 16 * 128    # reals in one of the arrays that few_rows transposes through
@@ -80,7 +81,7 @@ ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step,
                               bint stream) noexcept nogil
-# reduce, finish and apply of short rows; `scratch` holds 3 * SCRATCH reals. out may be NULL.
+# reduce, finish and apply of short rows or lanes; `scratch` holds 3 * SCRATCH reals. out may be NULL.
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
@@ -107,6 +108,7 @@ cdef struct Kernels:
     apply_kernel apply_rows
     apply_kernel apply_strip
     few_kernel few_rows
+    few_kernel few_strip
     load_kernel load
     store_kernel store
     exp_kernel exp_of

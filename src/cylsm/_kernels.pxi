@@ -43,6 +43,7 @@ from cylsm._kernels cimport (
     MIXTURE,
     MIXTURE_COST,
     SCRATCH,
+    SHORT_CLASSES,
     SHORTEST_ROW,
     SOFTMAX,
     SOFTMAX_BACKWARD,
@@ -96,7 +97,8 @@ cdef enum:
     # Up to here exps count from the top. Softmax of 4 float32 classes takes 2.0 ns an element so, and 2.6 with a reference;
     # of 6, 1.9 and 2.2; logsumexp of 4, 1.73 and 1.75, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
     NEAR_CLASSES = 8
-    SHORT_CLASSES = 16        # up to here a strip's lanes are reduced GROUP at a time
+    REGISTER_CLASSES = 4      # up to here all of a lane's classes stay in registers
+    AT_ONCE = 4 * GROUP       # lanes of so few classes that are taken at a time; of more, up to NEAR_CLASSES, half as many
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
     # So far ahead are the rows of a gradient asked for, which no maximum has brought into the caches: log_softmax_backward
     # of 4096 x 1000 float32 takes 1.37 ms on one thread so, and 1.93 without.
@@ -552,6 +554,15 @@ cdef inline bint reads_y(int operation) noexcept nogil:
     return operation == SOFTMAX_BACKWARD or operation == LOGSUMEXP_WEIGHTED
 
 
+cdef inline bint has_two(int operation) noexcept nogil:
+    """Whether y is an array of its own, which a reduction may do without."""
+    return operation != LOGSUMEXP and operation != LOG_SOFTMAX and operation != SOFTMAX
+
+
+cdef inline bint writes(int operation) noexcept nogil:
+    return operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST
+
+
 cdef inline void ask_for(const real *x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i, line = LINE_BYTES // <Py_ssize_t> sizeof(real)
     for i in range((n + line - 1) // line):
@@ -905,7 +916,7 @@ cdef inline void apply_lanes(int operation, bint kept, bint near, Py_ssize_t wid
     """`out` is x, with the same step, or overlaps neither x nor y. Of a gradient's strip y has not been read before: asked
     for a class ahead, log_softmax_backward of 8 x 21 x 128 x 128 float64 takes 3.4 ms on one thread, and 4.3 without."""
     cdef Py_ssize_t c, j
-    cdef bint two = operation != LOG_SOFTMAX and operation != SOFTMAX
+    cdef bint two = has_two(operation)
     if out == x:
         # The same pointer: the compiler sees that an element is read before it is written.
         for c in range(classes):
@@ -1445,16 +1456,10 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
                        Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
                        Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t b, j
-    # Weighted sums as in few_rows.
-    cdef Py_ssize_t groups = rows // GROUP if classes <= SHORT_CLASSES and operation != LOGSUMEXP_WEIGHTED else 0
-    for b in range(groups):
-        j = b * GROUP
-        reduce_width(operation, GROUP, x + j, x_step, y + j, y_step, classes, state, first + j, exps + j, exps_step, NULL)
-    j = groups * GROUP
-    while j < rows:
+    for b in range((rows + STRIP - 1) // STRIP):
+        j = b * STRIP
         reduce_width(operation, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state, first + j,
                      exps + j, exps_step, NULL)
-        j += STRIP
 
 
 cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1677,6 +1682,217 @@ cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ss
             (<real *> state.scale)[i] = <real> scale
 
 
+# ---- few classes: reduced, finished and written in one go ----------------------------------------------------------
+
+cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                              real *top, real *ties, real *total, real *carry, real *exps) noexcept nogil:
+    """Lanes of two to four classes, all in registers: the largest, how many equal it, and the sum of the others' exps; of a
+    gradient the sum alone."""
+    cdef Py_ssize_t j
+    cdef real v0, v1, v2, v3, e0, e1, e2, e3, highest, tied, sum_here, lost
+    cdef bint backward = is_backward(operation)
+    v2 = v3 = e2 = e3 = highest = 0
+    for j in range(width):
+        e0 = v0 = x[j]
+        e1 = v1 = x[x_step + j]
+        if n > 2:
+            e2 = v2 = x[2 * x_step + j]
+        if n > 3:
+            e3 = v3 = x[3 * x_step + j]
+        if not backward:
+            # larger(x, top) skips a nan in x, so every element is compared with what is none.
+            highest = larger(v1, larger(v0, lowest(x)))
+            if n > 2:
+                highest = larger(v2, highest)
+            if n > 3:
+                highest = larger(v3, highest)
+            e0 = exp_near(v0, highest)
+            e1 = exp_near(v1, highest)
+            tied = (<real> 1.0 if v0 == highest else <real> 0.0) + (<real> 1.0 if v1 == highest else <real> 0.0)
+            if n > 2:
+                e2 = exp_near(v2, highest)
+                tied += <real> 1.0 if v2 == highest else <real> 0.0
+            if n > 3:
+                e3 = exp_near(v3, highest)
+                tied += <real> 1.0 if v3 == highest else <real> 0.0
+            top[j] = highest
+            ties[j] = tied
+        if keep:
+            exps[j] = e0
+            exps[width + j] = e1
+            if n > 2:
+                exps[2 * width + j] = e2
+            if n > 3:
+                exps[3 * width + j] = e3
+        sum_here = term_of(operation, v0, v0, highest, e0)
+        lost = 0
+        add_term(backward, term_of(operation, v1, v1, highest, e1), &sum_here, &lost)
+        if n > 2:
+            add_term(backward, term_of(operation, v2, v2, highest, e2), &sum_here, &lost)
+        if n > 3:
+            add_term(backward, term_of(operation, v3, v3, highest, e3), &sum_here, &lost)
+        total[j] = sum_here if backward else sum_here * exp_unit(x)
+        carry[j] = lost if backward else lost * exp_unit(x)
+
+
+cdef inline void at_once(int operation, bint logarithm, Py_ssize_t groups, const real *x, Py_ssize_t x_step,
+                         const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                         const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
+    """Reduces, finishes and writes groups of lanes with up to NEAR_CLASSES classes, by way of local arrays alone. Each loop
+    is so short that a processor sees the next few vectors: with all of it in one loop, log_softmax of 2 classes takes 17 %
+    longer. `logarithm`: somebody wants that of the sum."""
+    cdef Py_ssize_t c, j, width = groups * GROUP
+    cdef bint softmax = operation == SOFTMAX, backward = is_backward(operation), small
+    cdef real low, bound = least_normal(x) / exp_unit(x)
+    cdef real top[AT_ONCE]
+    cdef real ties[AT_ONCE]
+    cdef real total[AT_ONCE]
+    cdef real carry[AT_ONCE]
+    cdef real log_sum[AT_ONCE]
+    cdef real log_low[AT_ONCE]
+    cdef real scale[AT_ONCE]
+    cdef real again[AT_ONCE]
+    cdef real peak[AT_ONCE]
+    cdef real others[AT_ONCE]
+    cdef real line[AT_ONCE]
+    cdef real exps[REGISTER_CLASSES * AT_ONCE]
+    if classes == 2:
+        sums_at_once(operation, softmax, 2, width, x, x_step, top, ties, total, carry, exps)
+    elif classes == 3:
+        sums_at_once(operation, softmax, 3, width, x, x_step, top, ties, total, carry, exps)
+    elif classes == 4:
+        sums_at_once(operation, softmax, 4, width, x, x_step, top, ties, total, carry, exps)
+    else:
+        for j in range(width):
+            top[j] = lowest(x)
+            total[j] = carry[j] = ties[j] = 0
+        if not backward:
+            lanes_max(operation, width, x, x_step, x, 0, classes, top)
+        lanes_sum(operation, softmax, not backward, NEAR, width, x, x_step, x, 0, classes, top, total, carry, ties, ties, exps,
+                  width, NULL)
+        for j in range(0 if backward else width):
+            total[j] = total[j] * exp_unit(x)
+            carry[j] = carry[j] * exp_unit(x)
+    if backward:
+        for j in range(width):
+            scale[j] = set_factor(total[j] + carry[j], &peak[j], &again[j])
+    if logarithm:
+        for j in range(width):
+            low = log_of_sum(ties[j], total[j], carry[j], &log_low[j])
+            log_sum[j] = <real> -INFINITY if ties[j] + total[j] == 0 else low
+    if softmax:
+        for j in range(width):
+            line[j] = factor[j] if factor != NULL else <real> 1.0
+        for j in range(width):
+            set_shares(line[j], ties[j], total[j], carry[j], <real> 1.0, <real> 0.0, &peak[j], &low)
+            low = <real> NAN if ties[j] + total[j] == 0 else low
+            # The unit goes into the scale, unless that would become subnormal.
+            small = -bound < low < bound
+            again[j] = exp_unit(x) if small else <real> 1.0
+            scale[j] = low if small else low * exp_unit(x)
+        if logarithm:
+            for j in range(width):
+                others[j] = share_of_others(line[j], ties[j], total[j], carry[j])
+    # An output may be an input, which the compiler cannot know: it is computed apart.
+    for c in range(0 if operation == LOGSUMEXP else classes):
+        for j in range(width):
+            if operation == LOG_SOFTMAX:
+                line[j] = (x[c * x_step + j] - top[j]) - log_sum[j]
+            elif softmax:
+                line[j] = exps[c * width + j] * scale[j] * again[j]
+            else:
+                line[j] = x[c * x_step + j] - exp_scaled(y[c * y_step + j], peak[j], again[j]) * scale[j]
+        for j in range(width):
+            out[c * out_step + j] = line[j]
+    if logarithm and operation != LOG_SOFTMAX:
+        memcpy(<real *> state.top + first, top, width * sizeof(real))
+        memcpy(<real *> state.log_sum + first, log_sum, width * sizeof(real))
+        for j in range(width):
+            (<real *> state.log_low)[first + j] = finite(log_low[j])
+        if softmax:
+            for j in range(width):
+                (<real *> state.peak)[first + j] = <real> NAN if ties[j] + total[j] == 0 else peak[j]
+            memcpy(<real *> state.others + first, others, width * sizeof(real))
+
+
+cdef void lanes_at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                        Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
+                        Py_ssize_t out_step) noexcept nogil:
+    if operation == LOGSUMEXP:
+        at_once(LOGSUMEXP, True, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+    elif operation == LOG_SOFTMAX:
+        at_once(LOG_SOFTMAX, True, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        at_once(LOG_SOFTMAX_BACKWARD, False, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+    elif state.log_sum == NULL:
+        at_once(SOFTMAX, False, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+    else:
+        at_once(SOFTMAX, True, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+
+
+cdef inline bint fits_at_once(int operation, Py_ssize_t classes) noexcept nogil:
+    return 2 <= classes <= NEAR_CLASSES and (operation == LOGSUMEXP or operation == LOG_SOFTMAX or operation == SOFTMAX
+                                             or operation == LOG_SOFTMAX_BACKWARD)
+
+
+cdef inline void lanes_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, const Soon *in_reduce,
+                             const Soon *in_apply) noexcept nogil:
+    """Reduces, finishes and writes `width` lanes, `rows` of which are rows that are there. The state has room for as many
+    from `first`."""
+    cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
+    if width == GROUP and fits_at_once(operation, classes):
+        ask_meanwhile(in_reduce, 0, width * classes * <Py_ssize_t> sizeof(real))
+        ask_meanwhile(in_apply, 0, width * classes * <Py_ssize_t> sizeof(real))
+        lanes_at_once(operation, 1, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+        return
+    reduce_width(LOGSUMEXP if mixture else operation, width, x, x_step, y, y_step, classes, state, first, out, out_step,
+                 in_reduce)
+    finish_block(operation, classes <= NEAR_CLASSES, width, width, state, first, factor)
+    if mixture:
+        reduce_width(MIXTURE_COST, width, x, x_step, y, y_step, classes, state, first, out, out_step, NULL)
+    if writes(operation):
+        apply_width(operation, True, width, rows, out if operation == SOFTMAX else x, out_step if operation == SOFTMAX else x_step,
+                    y, y_step, classes, state, first, factor, out, out_step, in_apply)
+
+
+cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
+                    real *scratch) noexcept nogil:
+    """Lanes of up to SHORT_CLASSES classes. The last few are copied to where a whole group can be read and written."""
+    cdef Py_ssize_t c, n, r = 0, groups = 1
+    cdef real *x_lanes = scratch
+    cdef real *y_lanes = scratch + SCRATCH
+    cdef const real *factor_here = factor
+    cdef bint fits = fits_at_once(operation, classes)
+    cylsm_require(classes <= SHORT_CLASSES)
+    while r + GROUP <= rows:
+        if factor != NULL:
+            factor_here = factor + r
+        if fits:
+            groups = min((rows - r) // GROUP, <Py_ssize_t> (AT_ONCE // GROUP if classes <= REGISTER_CLASSES else AT_ONCE // GROUP // 2))
+            lanes_at_once(operation, groups, x + r, x_step, y + r, y_step, classes, state, r, factor_here, out + r, out_step)
+        else:
+            lanes_group(operation, GROUP, x + r, x_step, y + r, y_step, GROUP, classes, state, r, factor_here, out + r,
+                        out_step, NULL, NULL)
+        r += groups * GROUP
+    n = rows - r
+    if n == 0:
+        return
+    if factor != NULL:
+        factor_here = factor + r
+    for c in range(GROUP * classes):
+        x_lanes[c] = y_lanes[c] = 0
+    for c in range(classes):
+        memcpy(x_lanes + c * GROUP, x + r + c * x_step, n * sizeof(real))
+        memcpy(y_lanes + c * GROUP, y + r + c * y_step, n * sizeof(real))
+    lanes_group(operation, GROUP, x_lanes, GROUP, y_lanes, GROUP, n, classes, state, r, factor_here, x_lanes, GROUP, NULL,
+                NULL)
+    for c in range(classes if out != NULL else 0):
+        memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
+
+
 # ---- few classes: rows are the lanes ---------------------------------------------------------------------------
 
 cdef inline void shuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
@@ -1784,24 +2000,22 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
     cdef real *other = scratch + 2 * SCRATCH
-    cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
     # Only x is transposed then: 4096 x 64 float32 takes 33 us on two threads so, and 47 otherwise. By a call: with one more
     # body inlined here, gcc's AVX2 code for logsumexp became 20 to 40 % slower.
     cdef bint by_rows = operation == LOG_SOFTMAX_BACKWARD and classes >= SHORTEST_ROW
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
-    if not by_rows and (reads_y(operation) or mixture or operation == LOG_SOFTMAX_BACKWARD):
-        lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    reduce_width(LOGSUMEXP if mixture else operation, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes,
-                 width, in_reduce)
-    finish_block(operation, classes <= NEAR_CLASSES, width, width, state, first, factor)
-    if mixture:
-        reduce_width(MIXTURE_COST, width, x_lanes, width, y_lanes, width, classes, state, first, x_lanes, width, NULL)
     if by_rows:
+        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, width, x_lanes, width, x_lanes, 0, classes, state, first,
+                     x_lanes, width, in_reduce)
+        finish_block(LOG_SOFTMAX_BACKWARD, False, width, width, state, first, factor)
         apply_rows(LOG_SOFTMAX_BACKWARD, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
                    False)
-    elif operation != LOGSUMEXP and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST:
-        apply_width(operation, True, width, rows, x_lanes, width, y_lanes, width, classes, state, first, factor, x_lanes,
-                    width, in_apply)
+        return
+    if has_two(operation):
+        lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
+    lanes_group(operation, width, x_lanes, width, y_lanes, width, rows, classes, state, first, factor, x_lanes, width,
+                in_reduce, in_apply)
+    if writes(operation):
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
 
 
@@ -1891,6 +2105,7 @@ table.of_float.finish = <finish_kernel> &finish[float]
 table.of_float.spread = <spread_kernel> &spread[float]
 table.of_float.apply_rows = <apply_kernel> &apply_rows[float]
 table.of_float.apply_strip = <apply_kernel> &apply_strip[float]
+table.of_float.few_strip = <few_kernel> &few_strip[float]
 table.of_float.few_rows = <few_kernel> &few_rows[float]
 table.of_float.load = <load_kernel> &load[float]
 table.of_float.store = <store_kernel> &store[float]
@@ -1905,6 +2120,7 @@ table.of_double.finish = <finish_kernel> &finish[double]
 table.of_double.spread = <spread_kernel> &spread[double]
 table.of_double.apply_rows = <apply_kernel> &apply_rows[double]
 table.of_double.apply_strip = <apply_kernel> &apply_strip[double]
+table.of_double.few_strip = <few_kernel> &few_strip[double]
 table.of_double.few_rows = <few_kernel> &few_rows[double]
 table.of_double.load = <load_kernel> &load[double]
 table.of_double.store = <store_kernel> &store[double]
