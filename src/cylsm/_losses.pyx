@@ -72,6 +72,7 @@ cdef enum:
     CHECK_ROWS = 8192       # labels that one job checks
     CHUNK = 512             # labels or weights converted at a time
     MOST_ROWS = 512         # of a block
+    SUMS = 8                # of losses, taken side by side
 
 cdef object float32 = np.dtype(np.float32)
 cdef object float64 = np.dtype(np.float64)
@@ -376,30 +377,30 @@ cdef void fill_targets(Task *task, Block *block, Py_ssize_t first, Py_ssize_t cl
 cdef inline void keep_losses(Task *task, Block *block, real *losses) noexcept nogil:
     """Writes the rows' losses, or adds them to their share's."""
     cdef Loss *loss = <Loss *> task.context
-    cdef double sums[MOST_ROWS]
-    cdef double lost[MOST_ROWS]
-    cdef double s, v
-    cdef Py_ssize_t r, half, n = block.rows
+    cdef double sums[SUMS]
+    cdef double lost[SUMS]
+    cdef double s, v, term
+    cdef Py_ssize_t r, i, n = block.rows - block.rows % SUMS
     if loss.losses.data != NULL:
         kernels(task.wide).store(loss.losses.element, losses, 0, 1, block.rows,
                                  row_of(task, &loss.losses, block), 0, loss.losses.row_strides[task.ndim - 1])
-    else:
-        # Pairwise within the block: a chain of double-double additions would take longer than the rows themselves. What
-        # the additions lose is kept, so that the sum does not depend on how rows are grouped.
-        for r in range(n):
-            sums[r] = losses[r]
-        for r in range(n):
-            lost[r] = 0
-        while n > 1:
-            half = n // 2
-            for r in range(half):
-                s = sums[r] + sums[n - half + r]
-                v = s - sums[r]
-                lost[r] = (lost[r] + lost[n - half + r]) + ((sums[r] - (s - v)) + (sums[n - half + r] - v))
-                sums[r] = s
-            n -= half
-        add(&loss.shares[block.part].loss, sums[0])
-        add(&loss.shares[block.part].loss, lost[0] if lost[0] - lost[0] == 0 else 0)
+        return
+    # Several sums: one chain of double-double additions would take longer than the rows themselves. What the additions lose
+    # is kept, so that the result does not depend on how rows are grouped.
+    for i in range(SUMS):
+        sums[i] = lost[i] = 0
+    for r in range(n // SUMS):
+        for i in range(SUMS):
+            term = losses[r * SUMS + i]
+            s = sums[i] + term
+            v = s - sums[i]
+            lost[i] += (sums[i] - (s - v)) + (term - v)
+            sums[i] = s
+    for i in range(SUMS):
+        add(&loss.shares[block.part].loss, sums[i])
+        add(&loss.shares[block.part].loss, lost[i] if lost[i] - lost[i] == 0 else 0)
+    for r in range(n, block.rows):
+        add(&loss.shares[block.part].loss, losses[r])
 
 
 cdef void put_one(Task *task, char *p, real value) noexcept nogil:
