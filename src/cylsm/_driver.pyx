@@ -25,6 +25,7 @@ from cylsm._kernels cimport (
     SHORT_CLASSES,
     SHORTEST_ROW,
     SOFTMAX,
+    SOFTMAX_GRADIENT,
     TILE_BYTES,
     KernelTable,
     few_kernel,
@@ -211,6 +212,10 @@ cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
     return FEW if task.classes * size <= kernels(task.wide).few_bytes else ROWS
 
 
+cdef inline bint is_softmax(int operation) noexcept nogil:
+    return operation == SOFTMAX or operation == SOFTMAX_GRADIENT
+
+
 cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexcept nogil:
     return max(least, min(value, most))
 
@@ -253,12 +258,12 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
     plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place
-                   and task.operation != SOFTMAX and task.classes * plan.size >= STREAM_ROW_BYTES
+                   and not is_softmax(task.operation) and task.classes * plan.size >= STREAM_ROW_BYTES
                    and task.rows * task.classes * plan.size >= STREAM_CACHES * last_level_cache_bytes)
     # Weighted sums never: of two sizes of group the compiler makes code that fuses other multiplications.
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
                                           and task.operation != LOGSUMEXP_WEIGHTED)
-    plan.kept = not plan.at_once and task.operation == SOFTMAX and (plan.out_direct or plan.tiles == 1)
+    plan.kept = not plan.at_once and is_softmax(task.operation) and (plan.out_direct or plan.tiles == 1)
     plan.ask_early = (plan.regime == ROWS and plan.out_direct and not plan.stream
                       and task.classes * plan.size <= KEPT_BYTES)
     task.blocks_per_part = (plan.blocks + MOST_PARTS - 1) // MOST_PARTS
@@ -287,12 +292,11 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.block.state.ties = take(base, &used, entries)
     worker.block.state.rest = take(base, &used, entries)
     worker.block.state.carry = take(base, &used, entries)
-    if task.operation != SOFTMAX or task.close != NULL:
+    if task.operation != SOFTMAX:
         worker.block.state.log_sum = take(base, &used, entries)
         worker.block.state.log_low = take(base, &used, entries)
     else:
         worker.block.state.log_sum = worker.block.state.log_low = NULL
-    worker.block.state.peak = take(base, &used, entries)
     worker.block.state.others = take(base, &used, entries)
     worker.block.state.scale = take(base, &used, entries)
     worker.block.state.mass = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
@@ -302,7 +306,7 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.block.scratch = <char *> take(base, &used, plan.block_rows * task.row_scratch)
     worker.x_piece = take(base, &used, 0 if plan.x_direct else piece)
     worker.y_piece = take(base, &used, 0 if plan.y_direct or (task.y.data == NULL and task.fill_y == NULL) else piece)
-    worker.out_piece = take(base, &used, 0 if plan.out_direct and (plan.kept or task.operation != SOFTMAX) else piece)
+    worker.out_piece = take(base, &used, 0 if plan.out_direct and (plan.kept or not is_softmax(task.operation)) else piece)
     worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.at_once else 0)
     return used
 
@@ -380,7 +384,7 @@ cdef void reduce_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t
     cdef void *exps = NULL
     if has_y(plan.task) and operation != LOGSUMEXP:
         y = y_of(plan, worker, block, t, &y_step)
-    if operation == SOFTMAX:
+    if is_softmax(operation):
         exps = exps_of(plan, worker, block, t, &exps_step)
     elif plan.ask_early and operation != MIXTURE_COST:
         exps = out_of(plan, block, t, &exps_step)
@@ -399,7 +403,7 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
     cdef const void *y
     cdef void *out
     # exps are relative to their tile's own top.
-    cdef Py_ssize_t first = t * block.rows if task.operation == SOFTMAX else block.merged
+    cdef Py_ssize_t first = t * block.rows if is_softmax(task.operation) else block.merged
     if plan.kept:
         x = exps_of(plan, worker, block, t, &x_step)
     else:
@@ -487,7 +491,7 @@ cdef void compute_block(Plan *plan, Worker *worker, Py_ssize_t index, bint share
     else:
         all_tiles(plan, worker, block, operation, shared)
         merge_tiles(plan, block, operation)
-        plan.kernels.finish(task.operation, &block.state, block.merged, block.rows, task.classes,
+        plan.kernels.finish(task.operation, &block.state, block.merged, block.rows,
                             block.factor if task.has_factor else NULL)
         if mixture:
             for t in range(plan.tiles if plan.tiles > 1 else 0):
@@ -495,7 +499,7 @@ cdef void compute_block(Plan *plan, Worker *worker, Py_ssize_t index, bint share
                        <char *> block.state.top + block.merged * plan.size, block.rows * plan.size)
             all_tiles(plan, worker, block, MIXTURE_COST, shared)
             merge_tiles(plan, block, MIXTURE_COST)
-        elif plan.tiles > 1 and operation == SOFTMAX:
+        elif plan.tiles > 1 and is_softmax(operation):
             plan.kernels.spread(&block.state, block.state.top, block.rows, plan.tiles, block.merged)
         if task.out.data != NULL:
             all_tiles(plan, worker, block, APPLY, shared)

@@ -29,6 +29,7 @@ from cylsm._kernels cimport (
     LOGSUMEXP_WEIGHTED,
     SOFTMAX,
     SOFTMAX_BACKWARD,
+    SOFTMAX_GRADIENT,
     RowState,
 )
 
@@ -609,9 +610,9 @@ def logsumexp_backward(grad_output, x, axis=-1, *, out=None):
         a = apart(a, result)
         factor = whole_copy_if_shared(factor, result)
     if len(axes) == 1:
-        compute(SOFTMAX, a, axes[0], None, factor, result, out is not None)
+        compute(SOFTMAX_GRADIENT, a, axes[0], None, factor, result, out is not None)
     else:
-        compute_joined(SOFTMAX, a, axes, None, factor, result, out is not None)
+        compute_joined(SOFTMAX_GRADIENT, a, axes, None, factor, result, out is not None)
     return result if result.ndim > 0 or out is not None else result[()]
 
 

@@ -24,7 +24,8 @@ cdef enum Operation:
     LOGSUMEXP             # finish only
     LOGSUMEXP_WEIGHTED    # the sum's terms are multiplied by y; log_sum is of its magnitude, scale its sign
     LOG_SOFTMAX           # (x - top) - log_sum
-    SOFTMAX               # factor * exp(x - top) / sum; reduce keeps the exps
+    SOFTMAX               # exp(x - top) / sum; reduce keeps the exps
+    SOFTMAX_GRADIENT      # factor times that, with as many digits as a logarithm of the sum; log_sum and others are set too
     LOG_SOFTMAX_BACKWARD  # x - exp(y) * sum(x)
     SOFTMAX_BACKWARD      # y * (x - sum(x * y))
     MIXTURE_COST          # after LOGSUMEXP, reduce only: mass = sum(y), cost = sum(y * (top - x))
@@ -48,19 +49,18 @@ cdef enum Element:
 # A row's running reduction and what follows from it: arrays of real with one entry a row (of each tile).
 cdef struct RowState:
     void *top        # the largest element, the lowest finite number in a row of -inf, anything in one with a nan
-    void *ties       # how many equal it, or the sum of their weights
+    void *ties       # how many equal it, or the sum of their weights; 0 for SOFTMAX, where rest is the whole sum
     void *rest       # sum of exp(x - top) over the others; for the backward operations the sum itself
     void *carry      # what rest's rounding lost; after MIXTURE_COST what cost's did
     void *log_sum    # log(ties + rest)
     void *log_low    # what its rounding lost
-    void *peak       # factor / (ties + rest): what an element equal to top becomes
     void *others     # factor times the probability of all but one of the ties
-    void *scale      # what an exp is multiplied by; for the backward operations the sum
+    void *scale      # factor / (ties + rest), what exp(x - top) is multiplied by; for the backward operations the sum
     void *mass
     void *mass_carry
     void *cost
 
-# Fills entries first .. first + rows of the state. SOFTMAX: `exps` receives the exps; otherwise, if not NULL, it is what
+# Fills entries first .. first + rows of the state. SOFTMAX, SOFTMAX_GRADIENT: `exps` receives the exps; otherwise, if not NULL, it is what
 # will be written next, and is asked for meanwhile, but not while a backward operation's short sum is taken.
 ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
@@ -68,15 +68,15 @@ ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, 
 # Folds the entries of `tiles` tiles (tile t of row r at t * rows + r), in order, into entries first .. first + rows.
 ctypedef void (*merge_kernel)(int operation, const RowState *state, void *tops, Py_ssize_t rows, Py_ssize_t tiles,
                               Py_ssize_t first) noexcept nogil
-# Sets log_sum and log_low of entries first .. first + rows, rows of so many classes (of a SOFTMAX whose log_sum is NULL
-# nobody wants them), and where they are needed peak, others and scale; a NULL factor is 1.
+# Sets log_sum and log_low of entries first .. first + rows, but for SOFTMAX, and where they are needed others and scale; a
+# NULL factor is 1.
 ctypedef void (*finish_kernel)(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows,
-                               Py_ssize_t classes, const void *factor) noexcept nogil
-# Sets every tile's scale and peak from its row's, so that exps taken relative to a tile's own top can be used as they
+                               const void *factor) noexcept nogil
+# Sets every tile's scale from its row's, so that exps taken relative to a tile's own top can be used as they
 # are.
 ctypedef void (*spread_kernel)(const RowState *state, const void *tops, Py_ssize_t rows, Py_ssize_t tiles,
                                Py_ssize_t first) noexcept nogil
-# Writes the result. SOFTMAX: where `kept`, x holds the exps that reduce has kept.
+# Writes the result. SOFTMAX, SOFTMAX_GRADIENT: where `kept`, x holds the exps that reduce has kept.
 ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_t x_step, const void *y,
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step,

@@ -11,6 +11,8 @@
 # (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x of an ordinary row needs no
 #     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end. Of few
 #     classes it counts from the largest, and carries what the subtraction lost: that takes less than the way back.
+#     Probabilities count from the largest too, whose exp is 1 then, and need no carry: an error of half an ulp of x - top
+#     is far less than the exp of a large gap, however it is taken, promises. Nor are ties counted for their sake.
 # (d) Sums are compensated: term by term where there are few, in long rows two terms (float) or four (double) at a time.
 #     The pair (rest, carry) is used in full by the logarithm.
 # (e) The end of a row that is no multiple of its lanes is read as an overlapping vector whose known lanes are masked. It
@@ -18,7 +20,7 @@
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
 
 from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
-from libc.math cimport INFINITY, NAN, exp as libm_exp, exp2, fabs, fma, fmaf, frexp, ldexp, log as libm_log
+from libc.math cimport INFINITY, NAN, exp as libm_exp, fabs, fma, fmaf, frexp, ldexp, log as libm_log
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -47,6 +49,7 @@ from cylsm._kernels cimport (
     SHORTEST_ROW,
     SOFTMAX,
     SOFTMAX_BACKWARD,
+    SOFTMAX_GRADIENT,
     UINT8,
     UINT16,
     UINT32,
@@ -108,7 +111,8 @@ cdef enum:
 cdef enum Origin:
     CENTRED                   # centre + N ln 2
     PLAIN                     # the same where the centre is 0
-    NEAR                      # the top
+    NEAR                      # the top; what x - top loses is carried
+    ROUNDED                   # the top, and x - top is rounded
 
 # What will be read or written next: asked for while a loop computes, a few lines at a time.
 cdef struct Soon:
@@ -124,8 +128,6 @@ cdef enum:
     REFERENCE                 # how many lines a reduction needs
     # scale; for LOG_SOFTMAX -log_sum, beside -top; for LOG_SOFTMAX_BACKWARD the mantissa of set_factor, beside its SHIFT, LEAST
     LOW = REFERENCE
-    UNITY                     # what exp_from makes of the top
-    PEAK                      # what becomes of it
     AGAIN                     # what a row is multiplied by once more: 1, but for factors near the smallest numbers
     MASS
     MASS_CARRY
@@ -201,6 +203,14 @@ cdef inline real exp_unit(const real *any) noexcept nogil:
         return <real> 8.673617379884035e-19
 
 
+cdef inline real exp_bias(const real *any) noexcept nogil:
+    """The exponent of a 1 so counted."""
+    if real is float:
+        return <real> 157.0
+    else:
+        return <real> 1083.0
+
+
 cdef inline void set_reference(real top, real *centre, real *shift, real *least) noexcept nogil:
     """What exp_from counts from: centre + N ln 2, at most ln(2) / 2 from top.
 
@@ -208,7 +218,7 @@ cdef inline void set_reference(real top, real *centre, real *shift, real *least)
     N ln 2 would be rounded it is top: x - top is exact but for gaps so large that their rounding no longer matters.
     `least` is where exp_from becomes 0.
     """
-    cdef real distance, n, bias = <real> 157.0 if real is float else <real> 1083.0
+    cdef real distance, n, bias = exp_bias(&top)
     cdef real most = <real> 200.0 if real is float else <real> 1e5
     cdef bint ordinary = -most < top < most
     centre[0] = <real> 0.0 if ordinary else top
@@ -239,7 +249,7 @@ cdef inline real exp_near(real x, real top) noexcept nogil:
     Largest error in ulp, baseline / AVX2 / AVX-512: float32 1.15 / 4.49 / 4.49 (at gaps of 100), float64 1.03 / 1.06 /
     1.06.
     """
-    cdef real bias = <real> 157.0 if real is float else <real> 1083.0
+    cdef real bias = exp_bias(&x)
     cdef real least = -bias * <real> 0.6931471805599453
     cdef real gap = x - top
     cdef real lost = lost_in_sum(x, -top, gap)
@@ -253,7 +263,7 @@ cdef inline real exp_near(real x, real top) noexcept nogil:
 
 cdef inline real lift_to(real top, real centre, real shift, real *low) noexcept nogil:
     """exp(centre + N ln 2 - top) as a sum of two: the way from exp_from's reference to top."""
-    cdef real n = (rounder(&top) - shift) + (<real> 157.0 if real is float else <real> 1083.0)
+    cdef real n = (rounder(&top) - shift) + exp_bias(&top)
     cdef real r = -reduced(True, <real> 0.0 if centre == top else top, n)
     cdef real high = <real> 1.0 + r
     cdef real tail = ((<real> 1.0 - high) + r) + exp_series(r) * (r * r)
@@ -356,24 +366,18 @@ cdef inline real exp_scaled(real x, real shift, real least) noexcept nogil:
     return (exp_less_one(reduced(False, gap, shifted - shift)) + <real> 1.0) * power_of_two(shifted)
 
 
-cdef inline void set_shares(real factor, real ties, real rest, real carry, real lift, real lift_low, real *peak,
-                            real *scale) noexcept nogil:
-    """factor / sum, and that times lift."""
-    cdef double exact
-    cdef real s, inverse, excess, share, lost
+cdef inline real share(real factor, real ties, real rest, real carry) noexcept nogil:
+    """factor / sum; nan where the sum is 0."""
+    cdef real s, inverse, excess
     if real is float and not CYLSM_FMA:
-        exact = factor / ((<double> ties + rest) + carry)
-        peak[0] = <float> exact
-        scale[0] = <float> (exact * (<double> lift + lift_low))
+        inverse = <float> (factor / ((<double> ties + rest) + carry))
     else:
         # A step of Newton's, for the digits that s and the division lost.
         s = ties + rest
         inverse = <real> 1.0 / s
         excess = (lost_in_sum(ties, rest, s) + carry) * inverse + lost_in_product(inverse, s, <real> 1.0)
-        share = inverse - inverse * excess
-        lost = (inverse - share) - inverse * excess
-        peak[0] = factor * share
-        scale[0] = factor * (share * lift + (share * lift_low + lost * lift))
+        inverse = factor * (inverse - inverse * excess)
+    return <real> NAN if ties + rest == 0 else inverse
 
 
 cdef inline real share_of_others(real factor, real ties, real rest, real carry) noexcept nogil:
@@ -513,8 +517,24 @@ cdef inline real term_of(int operation, real x, real y, real top, real e) noexce
     elif operation == LOGSUMEXP_WEIGHTED:
         # Infinities of both signs make nan, whatever their weights add up to.
         return (y * x if x == <real> INFINITY else <real> 0.0) if x == top else rounded_product(e, y)
+    elif operation == SOFTMAX:
+        return e
     else:
         return <real> 0.0 if same_bits(x, top) else e
+
+
+cdef inline bint counts_ties(int operation) noexcept nogil:
+    return not is_backward(operation) and operation != SOFTMAX
+
+
+cdef inline real beside_infinity(const real *x, Py_ssize_t step, Py_ssize_t classes) noexcept nogil:
+    """What the sum becomes for SOFTMAX of a row whose top is +inf: the others' probability is 0, unless there is a nan."""
+    cdef Py_ssize_t c
+    cdef real total = 1
+    for c in range(classes):
+        if x[c * step] != x[c * step]:
+            total = <real> NAN
+    return total
 
 
 cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
@@ -527,6 +547,9 @@ cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:
 cdef inline real exp_of_lane(int origin, real x, const real *of, Py_ssize_t step, Py_ssize_t i) noexcept nogil:
     if origin == NEAR:
         return exp_near(x, of[TOP * step + i])
+    if origin == ROUNDED:
+        return exp_from(True, False, x, of[TOP * step + i], rounder(&x) + exp_bias(&x),
+                        -exp_bias(&x) * <real> 0.6931471805599453)
     return exp_from(True, origin == PLAIN, x, of[CENTRE * step + i], of[SHIFT * step + i], of[LEAST * step + i])
 
 
@@ -556,7 +579,7 @@ cdef inline bint reads_y(int operation) noexcept nogil:
 
 cdef inline bint has_two(int operation) noexcept nogil:
     """Whether y is an array of its own, which a reduction may do without."""
-    return operation != LOGSUMEXP and operation != LOG_SOFTMAX and operation != SOFTMAX
+    return operation != LOGSUMEXP and operation != LOG_SOFTMAX and operation != SOFTMAX and operation != SOFTMAX_GRADIENT
 
 
 cdef inline bint writes(int operation) noexcept nogil:
@@ -684,7 +707,7 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
             if n > 3:
                 add_weighted(v3, w3, top, e3, &tied, &tied_lost, &sum_here, &lost)
         else:
-            if not backward:
+            if counts_ties(operation):
                 tied = counted(tied, same_bits(v0, top))
                 if n > 1:
                     tied = counted(tied, same_bits(v1, top))
@@ -728,7 +751,7 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                 add_term(backward, e0, &sum_here, &lost)
         total[j] = sum_here
         carry[j] = lost
-        if not backward:
+        if counts_ties(operation):
             ties[j] = tied
         if operation == LOGSUMEXP_WEIGHTED:
             ties_carry[j] = tied_lost
@@ -766,7 +789,7 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, int origin, Py_ss
     elif classes - whole == 1:
         sum_of_classes(operation, 1, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
                        ties_carry, exps, exps_step)
-    if not is_backward(operation) and operation != LOGSUMEXP_WEIGHTED:
+    if counts_ties(operation) and operation != LOGSUMEXP_WEIGHTED:
         for j in range(width):
             ties[j] = count_of(ties[j])
 
@@ -777,12 +800,12 @@ cdef inline void write_state(int operation, int origin, Py_ssize_t width, Py_ssi
     """What a reduction leaves: top, ties, and the rest with its carry, as multiples of exp(top)."""
     cdef Py_ssize_t j
     if not is_backward(operation):
-        if origin == NEAR:
+        if origin == NEAR or origin == ROUNDED:
             for j in range(width):
                 total[j] = total[j] * exp_unit(of)
             for j in range(width):
                 carry[j] = carry[j] * exp_unit(of)
-        for j in range(0 if origin == NEAR else width):
+        for j in range(0 if origin == NEAR or origin == ROUNDED else width):
             lift_sum(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &total[j], &carry[j])
         if operation == LOGSUMEXP_WEIGHTED:
             for j in range(width):
@@ -816,41 +839,35 @@ cdef inline void lanes_cost(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
             cost_carry[j] = cost_carry[j] + <real> finite(exact)
 
 
-cdef inline real applied(int operation, bint kept, bint near, real x, real y, const real *of, Py_ssize_t width,
+cdef inline real applied(int operation, bint kept, real x, real y, const real *of, Py_ssize_t width,
                          Py_ssize_t j) noexcept nogil:
     """One element of the result. `kept`: x is its exp."""
-    cdef real e, top = of[TOP * width + j], low = of[LOW * width + j], unity, peak, others
+    cdef real e, top = of[TOP * width + j], low = of[LOW * width + j], others
     cdef double p
-    if operation == SOFTMAX and not near:
-        unity = of[UNITY * width + j]
-    if operation == SOFTMAX and not near or operation == MIXTURE:
-        peak = of[PEAK * width + j]
     if operation == LOG_SOFTMAX:
         return (x + top) + low  # both negated
-    elif operation == SOFTMAX:
-        e = x if kept else exp_of_lane(NEAR if near else CENTRED, x, of, width, j)
-        return e * low if near else (peak if same_bits(e, unity) else e * low)
+    elif operation == SOFTMAX or operation == SOFTMAX_GRADIENT:
+        return (x if kept else exp_of_lane(ROUNDED if operation == SOFTMAX else NEAR, x, of, width, j)) * low
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_scaled(y, of[SHIFT * width + j], of[LEAST * width + j]) * low
     elif operation == SOFTMAX_BACKWARD:
         return y * (x - low)
     else:
         # mass * p - y without what cancels in it, and 1 - p without cancellation where p is near 1.
-        e = exp_of_lane(CENTRED, x, of, width, j)
+        e = exp_near(x, top)
         p = (<double> e * exp_unit(of)) * low
         others = of[OTHERS * width + j]
-        p = peak if x == top else p
         return <real> (of[FACTOR * width + j] * (p * ((<double> of[MASS * width + j] - y) + of[MASS_CARRY * width + j])
                                                  - y * (others if x == top else 1 - p)))
 
 
-cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize_t n, const RowState *state,
+cdef inline bint read_state(int operation, Py_ssize_t width, Py_ssize_t n, const RowState *state,
                             Py_ssize_t first, const real *factor, real *of) noexcept nogil:
     """What `applied` needs of the state, of which n entries are rows that are there. True where results are still to be
     multiplied by AGAIN."""
     cdef Py_ssize_t j
-    cdef real low, lost, peak, unity, bound = least_normal(of) / exp_unit(of)
-    cdef int small = 0, large = 0
+    cdef real low, bound = least_normal(of) / exp_unit(of)
+    cdef int small = 0
     for j in range(width):
         of[TOP * width + j] = (<const real *> state.top)[first + j]
     if operation == LOG_SOFTMAX:
@@ -865,39 +882,17 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
     if operation == LOG_SOFTMAX_BACKWARD:
         for j in range(width):
             of[LOW * width + j] = set_factor(of[LOW * width + j], &of[SHIFT * width + j], &of[LEAST * width + j])
-    if (operation == SOFTMAX and not near) or operation == MIXTURE:
-        set_references(width, of)
-        for j in range(width):
-            of[PEAK * width + j] = (<const real *> state.peak)[first + j]
-    if operation == SOFTMAX:
-        for j in range(0 if near else width):
-            unity = exp_of_lane(CENTRED, of[TOP * width + j], of, width, j)
-            # What is made of +inf, nan, is no unity: it stays nan.
-            of[UNITY * width + j] = unity if unity == unity else <real> -1.0
+    if operation == SOFTMAX or operation == SOFTMAX_GRADIENT:
         # The unit goes into the scale, unless that would become subnormal.
         for j in range(n):
             low = of[LOW * width + j]
             small |= (low != 0) & (-bound < low) & (low < bound)
-        for j in range(width):
-            of[LOW * width + j] = of[LOW * width + j] * exp_unit(of)
-        # The lift has taken the largest factors beyond the range: for their rows the unit goes first.
-        for j in range(0 if near else n):
-            low = (<const real *> state.scale)[first + j]
-            peak = of[PEAK * width + j]
-            large |= (low - low != 0) & (peak - peak == 0)
-        for j in range(n if large else 0):
-            low = (<const real *> state.scale)[first + j]
-            peak = of[PEAK * width + j]
-            if low - low != 0 and peak - peak == 0:
-                of[LOW * width + j] = (peak * exp_unit(of)) * lift_to(of[TOP * width + j], of[CENTRE * width + j],
-                                                                      of[SHIFT * width + j], &lost)
         for j in range(width if small else 0):
-            low = (<const real *> state.scale)[first + j]
+            low = of[LOW * width + j]
             of[AGAIN * width + j] = exp_unit(of) if -bound < low < bound else <real> 1.0
-            if -bound < low < bound:
-                of[LOW * width + j] = low
-                if not near:
-                    of[PEAK * width + j] = of[PEAK * width + j] / exp_unit(of)
+            of[LOW * width + j] = low if -bound < low < bound else low * exp_unit(of)
+        for j in range(0 if small else width):
+            of[LOW * width + j] = of[LOW * width + j] * exp_unit(of)
     if operation == MIXTURE:
         for j in range(width):
             of[MASS * width + j] = (<const real *> state.mass)[first + j]
@@ -910,7 +905,7 @@ cdef inline bint read_state(int operation, bint near, Py_ssize_t width, Py_ssize
     return small
 
 
-cdef inline void apply_lanes(int operation, bint kept, bint near, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *out,
                              Py_ssize_t out_step, const Soon *soon) noexcept nogil:
     """`out` is x, with the same step, or overlaps neither x nor y. Of a gradient's strip y has not been read before: asked
@@ -924,7 +919,7 @@ cdef inline void apply_lanes(int operation, bint kept, bint near, Py_ssize_t wid
             if operation == LOG_SOFTMAX_BACKWARD and soon == NULL:
                 ask_for(y + (c + 1) * y_step, width)
             for j in range(width):
-                out[c * out_step + j] = applied(operation, kept, near, out[c * out_step + j],
+                out[c * out_step + j] = applied(operation, kept, out[c * out_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
     else:
         for c in range(classes):
@@ -932,7 +927,7 @@ cdef inline void apply_lanes(int operation, bint kept, bint near, Py_ssize_t wid
             if operation == LOG_SOFTMAX_BACKWARD and soon == NULL:
                 ask_for(y + (c + 1) * y_step, width)
             for j in range(width):
-                out[c * out_step + j] = applied(operation, kept, near, x[c * x_step + j],
+                out[c * out_step + j] = applied(operation, kept, x[c * x_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
 
 
@@ -942,7 +937,7 @@ cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x
     cdef Py_ssize_t c
     cdef real line[STRIP]
     for c in range(classes):
-        apply_lanes(operation, False, False, width, x + c * x_step, 0, out + c * out_step, out_step, 1, of, line, 0, NULL)
+        apply_lanes(operation, False, width, x + c * x_step, 0, out + c * out_step, out_step, 1, of, line, 0, NULL)
         memcpy(out + c * out_step, line, width * sizeof(real))
 
 
@@ -1130,7 +1125,7 @@ cdef inline void row_sum(int operation, bint keep, int origin, const real *x, co
         total[j] = sums[j]
     for j in range(lanes):
         carry[j] = lost[j]
-    if not is_backward(operation):
+    if counts_ties(operation):
         for j in range(lanes):
             ties[j] = tied[j] if operation == LOGSUMEXP_WEIGHTED else count_of(tied[j])
     if operation == LOGSUMEXP_WEIGHTED:
@@ -1155,8 +1150,9 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t r, lanes = lanes_of(x)
     cdef bint backward = is_backward(operation), plain = not backward and operation != LOGSUMEXP_WEIGHTED
-    cdef int centred = 0
+    cdef int centred = 0, infinite = 0
     cdef real of[REFERENCE * BATCH]
+    cdef real beside[BATCH]
     cdef real tops[BATCH * MOST_LANES]
     cdef real total[BATCH * MOST_LANES]
     cdef real carry[BATCH * MOST_LANES]
@@ -1170,24 +1166,41 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
         fold(True, tops, lanes, rows)
         for r in range(rows):
             of[TOP * BATCH + r] = tops[r]
-    set_references(BATCH, of)
-    # Rows that are not there have top 0.
-    for r in range(BATCH):
-        centred |= of[CENTRE * BATCH + r] != 0
-    if plain and not centred:
-        sum_rows(operation, keep, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
+    if operation == SOFTMAX:
+        for r in range(BATCH):
+            infinite |= of[TOP * BATCH + r] == <real> INFINITY
+        for r in range(rows if infinite else 0):
+            if of[TOP * BATCH + r] == <real> INFINITY:
+                beside[r] = beside_infinity(x + r * x_step, 1, classes)
+    if not keep:
+        set_references(BATCH, of)
+        # Rows that are not there have top 0.
+        for r in range(BATCH):
+            centred |= of[CENTRE * BATCH + r] != 0
+    if keep:
+        sum_rows(operation, True, ROUNDED if operation == SOFTMAX else NEAR, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
+                 exps_step)
+    elif plain and not centred:
+        sum_rows(operation, False, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
                  exps_step)
     else:
-        sum_rows(operation, keep, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
+        sum_rows(operation, False, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
                  exps_step)
     fold_sum(total, carry, rows)
     if operation == LOGSUMEXP_WEIGHTED:
         fold_sum(ties, ties_carry, rows)
+    elif operation == SOFTMAX:
+        for r in range(rows):
+            ties[r] = 0
+        for r in range(rows if infinite else 0):
+            if of[TOP * BATCH + r] == <real> INFINITY:
+                total[r] = beside[r]
+                carry[r] = 0
     elif not backward:
         fold(False, ties, lanes, rows)
     for r in range(rows, BATCH):
         total[r] = carry[r] = 0
-    write_state(operation, CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
+    write_state(operation, NEAR if keep else CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
 
 
 cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -1233,6 +1246,9 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
         if operation == SOFTMAX:
             reduce_batch(SOFTMAX, True, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
                          exps + r * exps_step, exps_step)
+        elif operation == SOFTMAX_GRADIENT:
+            reduce_batch(LOGSUMEXP, True, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
+                         exps + r * exps_step, exps_step)
         elif operation == LOG_SOFTMAX_BACKWARD:
             reduce_batch(LOG_SOFTMAX_BACKWARD, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
                          first + r, exps + r * exps_step, exps_step)
@@ -1255,7 +1271,7 @@ cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *
     cdef Py_ssize_t j
     cdef real span[2 * MOST_LANES]
     for j in range(n):
-        span[j] = applied(operation, kept, False, x[j], y[j], row, BATCH, 0)
+        span[j] = applied(operation, kept, x[j], y[j], row, BATCH, 0)
     for j in range(n):
         out[j] = span[j]
 
@@ -1306,7 +1322,7 @@ cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t 
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
-        again = read_state(operation, False, BATCH, n, state, first + b * BATCH,
+        again = read_state(operation, BATCH, n, state, first + b * BATCH,
                            factor + b * BATCH if operation == MIXTURE else factor, of)
         for r in range(n):
             i = b * BATCH + r
@@ -1322,8 +1338,10 @@ cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step,
     cylsm_require(classes >= SHORTEST_ROW)
     if operation == LOG_SOFTMAX:
         apply_each(LOG_SOFTMAX, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
-    elif operation == SOFTMAX and kept:
+    elif (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and kept:
         apply_each(SOFTMAX, True, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+    elif operation == SOFTMAX_GRADIENT:
+        apply_each(SOFTMAX_GRADIENT, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif operation == SOFTMAX:
         apply_each(SOFTMAX, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif operation == LOG_SOFTMAX_BACKWARD:
@@ -1349,6 +1367,8 @@ cdef inline void reduce_lanes(int operation, bint keep, bint few, int origin, Py
     cdef real carry[STRIP]
     cdef real ties[STRIP]
     cdef real ties_carry[STRIP]
+    cdef real beside[STRIP]
+    cdef int infinite = 0
     for j in range(width):
         of[TOP * width + j] = lowest(x)
         total[j] = 0
@@ -1357,10 +1377,20 @@ cdef inline void reduce_lanes(int operation, bint keep, bint few, int origin, Py
         ties_carry[j] = 0
     if not is_backward(operation):
         lanes_max(operation, width, x, x_step, y, y_step, classes, of + TOP * width)
-        if origin != NEAR:
+        if origin != NEAR and origin != ROUNDED:
             set_references(width, of)
+    if operation == SOFTMAX:
+        for j in range(width):
+            infinite |= of[TOP * width + j] == <real> INFINITY
+        for j in range(width if infinite else 0):
+            if of[TOP * width + j] == <real> INFINITY:
+                beside[j] = beside_infinity(x + j, x_step, classes)
     lanes_sum(operation, keep, few, origin, width, x, x_step, y, y_step, classes, of, total, carry, ties, ties_carry, exps,
               exps_step, soon)
+    for j in range(width if infinite else 0):
+        if of[TOP * width + j] == <real> INFINITY:
+            total[j] = beside[j]
+            carry[j] = 0
     write_state(operation, origin, width, width, of, total, carry, ties, ties_carry, state, first)
 
 
@@ -1383,17 +1413,17 @@ cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
         (<real *> state.carry)[first + j] = cost_carry[j]
 
 
-cdef inline void apply_state(int operation, bint kept, bint near, Py_ssize_t width, Py_ssize_t n, const real *x,
+cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, Py_ssize_t n, const real *x,
                              Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, const Soon *soon) noexcept nogil:
     """apply_lanes with what it needs of the state, for up to STRIP lanes, n of which are there."""
     cdef Py_ssize_t c, j
     cdef real of[PARAMETERS * STRIP]
-    cdef bint again = read_state(operation, near, width, n, state, first, factor, of)
+    cdef bint again = read_state(operation, width, n, state, first, factor, of)
     if out == y and out != x:
         apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
-        apply_lanes(operation, kept, near, width, x, x_step, y, y_step, classes, of, out, out_step, soon)
+        apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, of, out, out_step, soon)
     if again:
         for c in range(classes):
             for j in range(width):
@@ -1404,12 +1434,19 @@ cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py
                               Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                               real *exps, Py_ssize_t exps_step, const Soon *soon) noexcept nogil:
     """reduce_lanes of the operation at hand; where width is a constant, so is the trip count of every loop."""
-    if operation == SOFTMAX and classes <= NEAR_CLASSES:
-        reduce_lanes(SOFTMAX, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    if (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and classes <= NEAR_CLASSES:
+        reduce_lanes(LOGSUMEXP, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     elif operation == SOFTMAX and classes <= ONE_BY_ONE:
-        reduce_lanes(SOFTMAX, True, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+        reduce_lanes(SOFTMAX, True, True, ROUNDED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     elif operation == SOFTMAX:
-        reduce_lanes(SOFTMAX, True, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+        reduce_lanes(SOFTMAX, True, False, ROUNDED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    elif operation == SOFTMAX_GRADIENT and classes <= ONE_BY_ONE:
+        reduce_lanes(LOGSUMEXP, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    elif operation == SOFTMAX_GRADIENT:
+        reduce_lanes(LOGSUMEXP, True, False, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    elif operation == LOG_SOFTMAX_BACKWARD and classes <= NEAR_CLASSES:
+        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps,
+                     exps_step, soon)
     elif operation == LOG_SOFTMAX_BACKWARD:
         reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps,
                      exps_step, soon)
@@ -1433,23 +1470,21 @@ cdef inline void apply_width(int operation, bint kept, Py_ssize_t width, Py_ssiz
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, const Soon *soon) noexcept nogil:
     if operation == LOG_SOFTMAX:
-        apply_state(LOG_SOFTMAX, False, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
-    elif operation == SOFTMAX and kept and classes <= NEAR_CLASSES:
-        apply_state(SOFTMAX, True, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
-    elif operation == SOFTMAX and kept:
-        apply_state(SOFTMAX, True, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
-    elif operation == SOFTMAX and classes <= NEAR_CLASSES:
-        apply_state(SOFTMAX, False, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
+        apply_state(LOG_SOFTMAX, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
+    elif (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and kept:
+        apply_state(SOFTMAX, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
     elif operation == SOFTMAX:
-        apply_state(SOFTMAX, False, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
+        apply_state(SOFTMAX, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
+    elif operation == SOFTMAX_GRADIENT:
+        apply_state(SOFTMAX_GRADIENT, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        apply_state(LOG_SOFTMAX_BACKWARD, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
+        apply_state(LOG_SOFTMAX_BACKWARD, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
                     out_step, soon)
     elif operation == SOFTMAX_BACKWARD:
-        apply_state(SOFTMAX_BACKWARD, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
+        apply_state(SOFTMAX_BACKWARD, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
                     out_step, soon)
     else:
-        apply_state(MIXTURE, False, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon)
+        apply_state(MIXTURE, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon)
 
 
 cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -1564,20 +1599,16 @@ cdef inline double signed_log(double ties, double rest, double carry, double *lo
     return result
 
 
-cdef inline void finish_block(int operation, bint near, Py_ssize_t width, Py_ssize_t n, const RowState *state, Py_ssize_t first,
+cdef inline void finish_block(int operation, Py_ssize_t n, const RowState *state, Py_ssize_t first,
                               const real *factor) noexcept nogil:
     """n rows, in local arrays of up to GROUP entries, so that a vector of logarithms is taken at once."""
     cdef Py_ssize_t j
-    cdef real of[REFERENCE * GROUP]
     cdef real ties[GROUP]
     cdef real rest[GROUP]
     cdef real carry[GROUP]
     cdef real log_sum[GROUP]
     cdef real log_low[GROUP]
-    cdef real scale[GROUP]
-    cdef real peak[GROUP]
     cdef real factors[GROUP]
-    cdef real lift, low
     cdef double magnitude, magnitude_low, sign
     for j in range(n):
         rest[j] = (<const real *> state.rest)[first + j]
@@ -1597,88 +1628,51 @@ cdef inline void finish_block(int operation, bint near, Py_ssize_t width, Py_ssi
             (<real *> state.log_low)[first + j] = <real> finite(magnitude_low)
             (<real *> state.scale)[first + j] = <real> sign
         return
-    if state.log_sum != NULL:
+    if operation != SOFTMAX:
         for j in range(n):
             log_sum[j] = log_of_sum(ties[j], rest[j], carry[j], &log_low[j])
         for j in range(n):
             (<real *> state.log_sum)[first + j] = <real> -INFINITY if ties[j] + rest[j] == 0 else log_sum[j]
         for j in range(n):
             (<real *> state.log_low)[first + j] = finite(log_low[j])
-    if operation != SOFTMAX and operation != MIXTURE:
+    if operation != SOFTMAX and operation != SOFTMAX_GRADIENT and operation != MIXTURE:
         return
     for j in range(n):
         factors[j] = 1
-    if operation == SOFTMAX and factor != NULL:
+    if operation != MIXTURE and factor != NULL:
         for j in range(n):
             factors[j] = factor[j]
-    if near and operation == SOFTMAX:
-        # The exps count from the top.
-        for j in range(n):
-            set_shares(factors[j], ties[j], rest[j], carry[j], <real> 1.0, <real> 0.0, &peak[j], &scale[j])
-    else:
-        for j in range(width):
-            of[TOP * width + j] = 0
-        for j in range(n):
-            of[TOP * width + j] = (<const real *> state.top)[first + j]
-        set_references(width, of)
-        for j in range(n):
-            lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &low)
-            set_shares(factors[j], ties[j], rest[j], carry[j], lift, low, &peak[j], &scale[j])
-    for j in range(n):
-        (<real *> state.peak)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else peak[j]
-    if state.log_sum != NULL:
+    if operation != SOFTMAX:
         for j in range(n):
             (<real *> state.others)[first + j] = share_of_others(factors[j], ties[j], rest[j], carry[j])
     for j in range(n):
-        (<real *> state.scale)[first + j] = <real> NAN if ties[j] + rest[j] == 0 else scale[j]
+        (<real *> state.scale)[first + j] = share(factors[j], ties[j], rest[j], carry[j])
 
 
-cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t classes,
-                 const real *factor) noexcept nogil:
-    cdef Py_ssize_t b, j, n
+cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssize_t rows, const real *factor) noexcept nogil:
+    cdef Py_ssize_t b, j
     cdef const real *factor_here = factor
     for b in range((rows + GROUP - 1) // GROUP):
         j = b * GROUP
-        n = min(rows - j, <Py_ssize_t> GROUP)
         if factor != NULL:
             factor_here = factor + j
-        if n > MOST_LANES:
-            finish_block(operation, classes <= NEAR_CLASSES, GROUP, n, state, first + j, factor_here)
-        else:
-            finish_block(operation, classes <= NEAR_CLASSES, MOST_LANES, n, state, first + j, factor_here)
+        finish_block(operation, min(rows - j, <Py_ssize_t> GROUP), state, first + j, factor_here)
 
 
 cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ssize_t tiles,
                  Py_ssize_t first) noexcept nogil:
     cdef Py_ssize_t r, t, i
-    cdef real top, peak, centre, shift, least, tile_top, tile_centre, tile_shift, tile_least, low
-    cdef double scale, half, unity
+    cdef real top
+    cdef double scale, half
     for r in range(rows):
         top = tops[first + r]
-        peak = (<const real *> state.peak)[first + r]
-        set_reference(top, &centre, &shift, &least)
         for t in range(tiles):
             i = t * rows + r
-            tile_top = tops[i]
             scale = (<const real *> state.scale)[first + r]
-            (<real *> state.peak)[i] = peak
-            if tile_top != top:
-                set_reference(tile_top, &tile_centre, &tile_shift, &tile_least)
-                unity = exp_from(True, False, tile_top, tile_centre, tile_shift, tile_least) * exp_unit(&top)
-                if tile_centre != centre:
-                    # By way of the tops: from one reference to the other would overflow.
-                    half = libm_exp(0.5 * (<double> tile_top - top))
-                    scale = peak * half * half
-                    (<real *> state.peak)[i] = <real> scale
-                    scale = scale * lift_to(tile_top, tile_centre, tile_shift, &low)
-                elif scale - scale == 0:
-                    scale = scale * exp2(<double> shift - tile_shift)
-                    (<real *> state.peak)[i] = <real> (unity * <real> scale)
-                else:
-                    # The lift has taken the largest factors beyond the range.
-                    half = peak * exp2(<double> shift - tile_shift) * (0.5 * lift_to(top, centre, shift, &low))
-                    (<real *> state.peak)[i] = <real> (2 * unity * half)
-                    scale = 2 * half
+            if tops[i] != top:
+                # In two steps: that of a large factor need not be as small as the exp.
+                half = libm_exp(0.5 * (<double> tops[i] - top))
+                scale = scale * half * half
             (<real *> state.scale)[i] = <real> scale
 
 
@@ -1708,15 +1702,15 @@ cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width,
                 highest = larger(v3, highest)
             e0 = exp_near(v0, highest)
             e1 = exp_near(v1, highest)
-            tied = (<real> 1.0 if v0 == highest else <real> 0.0) + (<real> 1.0 if v1 == highest else <real> 0.0)
+            tied = counted(counted(<real> 0.0, same_bits(v0, highest)), same_bits(v1, highest))
             if n > 2:
                 e2 = exp_near(v2, highest)
-                tied += <real> 1.0 if v2 == highest else <real> 0.0
+                tied = counted(tied, same_bits(v2, highest))
             if n > 3:
                 e3 = exp_near(v3, highest)
-                tied += <real> 1.0 if v3 == highest else <real> 0.0
+                tied = counted(tied, same_bits(v3, highest))
             top[j] = highest
-            ties[j] = tied
+            ties[j] = count_of(tied)
         if keep:
             exps[j] = e0
             exps[width + j] = e1
@@ -1735,14 +1729,15 @@ cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width,
         carry[j] = lost if backward else lost * exp_unit(x)
 
 
-cdef inline void at_once(int operation, bint logarithm, Py_ssize_t groups, const real *x, Py_ssize_t x_step,
+cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step,
                          const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                          const real *factor, real *out, Py_ssize_t out_step) noexcept nogil:
     """Reduces, finishes and writes groups of lanes with up to NEAR_CLASSES classes, by way of local arrays alone. Each loop
     is so short that a processor sees the next few vectors: with all of it in one loop, log_softmax of 2 classes takes 17 %
-    longer. `logarithm`: somebody wants that of the sum."""
+    longer."""
     cdef Py_ssize_t c, j, width = groups * GROUP
-    cdef bint softmax = operation == SOFTMAX, backward = is_backward(operation), small
+    cdef bint softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT, backward = is_backward(operation), small
+    cdef int summed = operation if backward else LOGSUMEXP
     cdef real low, bound = least_normal(x) / exp_unit(x)
     cdef real top[AT_ONCE]
     cdef real ties[AT_ONCE]
@@ -1752,31 +1747,31 @@ cdef inline void at_once(int operation, bint logarithm, Py_ssize_t groups, const
     cdef real log_low[AT_ONCE]
     cdef real scale[AT_ONCE]
     cdef real again[AT_ONCE]
-    cdef real peak[AT_ONCE]
-    cdef real others[AT_ONCE]
+    cdef real shift[AT_ONCE]
+    cdef real least[AT_ONCE]
     cdef real line[AT_ONCE]
     cdef real exps[REGISTER_CLASSES * AT_ONCE]
     if classes == 2:
-        sums_at_once(operation, softmax, 2, width, x, x_step, top, ties, total, carry, exps)
+        sums_at_once(summed, softmax, 2, width, x, x_step, top, ties, total, carry, exps)
     elif classes == 3:
-        sums_at_once(operation, softmax, 3, width, x, x_step, top, ties, total, carry, exps)
+        sums_at_once(summed, softmax, 3, width, x, x_step, top, ties, total, carry, exps)
     elif classes == 4:
-        sums_at_once(operation, softmax, 4, width, x, x_step, top, ties, total, carry, exps)
+        sums_at_once(summed, softmax, 4, width, x, x_step, top, ties, total, carry, exps)
     else:
         for j in range(width):
             top[j] = lowest(x)
             total[j] = carry[j] = ties[j] = 0
         if not backward:
-            lanes_max(operation, width, x, x_step, x, 0, classes, top)
-        lanes_sum(operation, softmax, not backward, NEAR, width, x, x_step, x, 0, classes, top, total, carry, ties, ties, exps,
+            lanes_max(summed, width, x, x_step, x, 0, classes, top)
+        lanes_sum(summed, softmax, True, NEAR, width, x, x_step, x, 0, classes, top, total, carry, ties, ties, exps,
                   width, NULL)
         for j in range(0 if backward else width):
             total[j] = total[j] * exp_unit(x)
             carry[j] = carry[j] * exp_unit(x)
     if backward:
         for j in range(width):
-            scale[j] = set_factor(total[j] + carry[j], &peak[j], &again[j])
-    if logarithm:
+            scale[j] = set_factor(total[j] + carry[j], &shift[j], &least[j])
+    if not backward and operation != SOFTMAX:
         for j in range(width):
             low = log_of_sum(ties[j], total[j], carry[j], &log_low[j])
             log_sum[j] = <real> -INFINITY if ties[j] + total[j] == 0 else low
@@ -1784,15 +1779,21 @@ cdef inline void at_once(int operation, bint logarithm, Py_ssize_t groups, const
         for j in range(width):
             line[j] = factor[j] if factor != NULL else <real> 1.0
         for j in range(width):
-            set_shares(line[j], ties[j], total[j], carry[j], <real> 1.0, <real> 0.0, &peak[j], &low)
-            low = <real> NAN if ties[j] + total[j] == 0 else low
-            # The unit goes into the scale, unless that would become subnormal.
-            small = -bound < low < bound
-            again[j] = exp_unit(x) if small else <real> 1.0
-            scale[j] = low if small else low * exp_unit(x)
-        if logarithm:
-            for j in range(width):
-                others[j] = share_of_others(line[j], ties[j], total[j], carry[j])
+            scale[j] = share(line[j], ties[j], total[j], carry[j])
+    if operation == SOFTMAX_GRADIENT:
+        memcpy(<real *> state.scale + first, scale, width * sizeof(real))
+        for j in range(width):
+            (<real *> state.others)[first + j] = share_of_others(line[j], ties[j], total[j], carry[j])
+    if operation == LOGSUMEXP or operation == SOFTMAX_GRADIENT:
+        memcpy(<real *> state.top + first, top, width * sizeof(real))
+        memcpy(<real *> state.log_sum + first, log_sum, width * sizeof(real))
+        for j in range(width):
+            (<real *> state.log_low)[first + j] = finite(log_low[j])
+    for j in range(width if softmax else 0):
+        # The unit goes into the scale, unless that would become subnormal.
+        small = -bound < scale[j] < bound
+        again[j] = exp_unit(x) if small else <real> 1.0
+        scale[j] = scale[j] if small else scale[j] * exp_unit(x)
     # An output may be an input, which the compiler cannot know: it is computed apart.
     for c in range(0 if operation == LOGSUMEXP else classes):
         for j in range(width):
@@ -1801,38 +1802,28 @@ cdef inline void at_once(int operation, bint logarithm, Py_ssize_t groups, const
             elif softmax:
                 line[j] = exps[c * width + j] * scale[j] * again[j]
             else:
-                line[j] = x[c * x_step + j] - exp_scaled(y[c * y_step + j], peak[j], again[j]) * scale[j]
+                line[j] = x[c * x_step + j] - exp_scaled(y[c * y_step + j], shift[j], least[j]) * scale[j]
         for j in range(width):
             out[c * out_step + j] = line[j]
-    if logarithm and operation != LOG_SOFTMAX:
-        memcpy(<real *> state.top + first, top, width * sizeof(real))
-        memcpy(<real *> state.log_sum + first, log_sum, width * sizeof(real))
-        for j in range(width):
-            (<real *> state.log_low)[first + j] = finite(log_low[j])
-        if softmax:
-            for j in range(width):
-                (<real *> state.peak)[first + j] = <real> NAN if ties[j] + total[j] == 0 else peak[j]
-            memcpy(<real *> state.others + first, others, width * sizeof(real))
-
 
 cdef void lanes_at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                         Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
                         Py_ssize_t out_step) noexcept nogil:
     if operation == LOGSUMEXP:
-        at_once(LOGSUMEXP, True, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+        at_once(LOGSUMEXP, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
     elif operation == LOG_SOFTMAX:
-        at_once(LOG_SOFTMAX, True, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+        at_once(LOG_SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        at_once(LOG_SOFTMAX_BACKWARD, False, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
-    elif state.log_sum == NULL:
-        at_once(SOFTMAX, False, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+        at_once(LOG_SOFTMAX_BACKWARD, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+    elif operation == SOFTMAX:
+        at_once(SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
     else:
-        at_once(SOFTMAX, True, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
+        at_once(SOFTMAX_GRADIENT, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step)
 
 
 cdef inline bint fits_at_once(int operation, Py_ssize_t classes) noexcept nogil:
     return 2 <= classes <= NEAR_CLASSES and (operation == LOGSUMEXP or operation == LOG_SOFTMAX or operation == SOFTMAX
-                                             or operation == LOG_SOFTMAX_BACKWARD)
+                                             or operation == SOFTMAX_GRADIENT or operation == LOG_SOFTMAX_BACKWARD)
 
 
 cdef inline void lanes_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -1841,7 +1832,7 @@ cdef inline void lanes_group(int operation, Py_ssize_t width, const real *x, Py_
                              const Soon *in_apply) noexcept nogil:
     """Reduces, finishes and writes `width` lanes, `rows` of which are rows that are there. The state has room for as many
     from `first`."""
-    cdef bint mixture = operation == MIXTURE or operation == MIXTURE_COST
+    cdef bint softmax, mixture = operation == MIXTURE or operation == MIXTURE_COST
     if width == GROUP and fits_at_once(operation, classes):
         ask_meanwhile(in_reduce, 0, width * classes * <Py_ssize_t> sizeof(real))
         ask_meanwhile(in_apply, 0, width * classes * <Py_ssize_t> sizeof(real))
@@ -1849,12 +1840,12 @@ cdef inline void lanes_group(int operation, Py_ssize_t width, const real *x, Py_
         return
     reduce_width(LOGSUMEXP if mixture else operation, width, x, x_step, y, y_step, classes, state, first, out, out_step,
                  in_reduce)
-    finish_block(operation, classes <= NEAR_CLASSES, width, width, state, first, factor)
+    finish_block(operation, width, state, first, factor)
     if mixture:
         reduce_width(MIXTURE_COST, width, x, x_step, y, y_step, classes, state, first, out, out_step, NULL)
     if writes(operation):
-        apply_width(operation, True, width, rows, out if operation == SOFTMAX else x, out_step if operation == SOFTMAX else x_step,
-                    y, y_step, classes, state, first, factor, out, out_step, in_apply)
+        softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT
+        apply_width(operation, True, width, rows, out if softmax else x, out_step if softmax else x_step, y, y_step, classes, state, first, factor, out, out_step, in_apply)
 
 
 cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -2007,7 +1998,7 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     if by_rows:
         reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, width, x_lanes, width, x_lanes, 0, classes, state, first,
                      x_lanes, width, in_reduce)
-        finish_block(LOG_SOFTMAX_BACKWARD, False, width, width, state, first, factor)
+        finish_block(LOG_SOFTMAX_BACKWARD, width, state, first, factor)
         apply_rows(LOG_SOFTMAX_BACKWARD, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
                    False)
         return

@@ -44,7 +44,7 @@ from cylsm._kernels cimport (
     LOGSUMEXP,
     MIXTURE,
     MIXTURE_COST,
-    SOFTMAX,
+    SOFTMAX_GRADIENT,
     UINT8,
     UINT16,
     UINT32,
@@ -307,7 +307,7 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
                                     picked + r, 0)
     if task.has_factor:
         read_factors(task, block, factor)
-        if task.operation == SOFTMAX:
+        if task.operation == SOFTMAX_GRADIENT:
             for r in range(block.rows):
                 factor[r] = factor[r] * weights[r]
 
@@ -410,11 +410,11 @@ cdef void put_one(Task *task, char *p, real value) noexcept nogil:
         kernels(task.wide).store(task.out.element, &value, 0, 1, 1, p, 0, 0)
 
 
-cdef void put_target(Task *task, char *p, real gap, real others, real peak, real factor) noexcept nogil:
+cdef void put_target(Task *task, char *p, real gap, real others, real scale, real factor) noexcept nogil:
     """The target's gradient where `out` is no native array. What stands in a float16 one is rounded already."""
     cdef real here
     if task.out.element == FLOAT16:
-        here = <real> (exp(<double> gap) * peak)
+        here = <real> (exp(<double> gap) * scale)
     else:
         kernels(task.wide).load(task.out.element, False, p, 0, 0, 1, 1, &here, 0)
     put_one(task, p, -others if gap == 0 else here - factor)
@@ -430,7 +430,7 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
     """The targets' own gradients: factor * (p - 1), as minus the others' where p is the largest."""
     cdef const real *top = <const real *> block.state.top + block.merged
     cdef const real *others = <const real *> block.state.others + block.merged
-    cdef const real *peak = <const real *> block.state.peak + block.merged
+    cdef const real *scale = <const real *> block.state.scale + block.merged
     cdef const int64_t *labels = labels_of(block)
     cdef char *out = row_of(task, &task.out, block)
     cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
@@ -450,7 +450,7 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
     else:
         for r in range(block.rows):
             if labels[r] != IGNORED:
-                put_target(task, out + r * stride + labels[r] * class_stride, picked[r] - top[r], others[r], peak[r],
+                put_target(task, out + r * stride + labels[r] * class_stride, picked[r] - top[r], others[r], scale[r],
                            factor[r])
     for r in range(block.rows):
         signs |= labels[r]
@@ -824,7 +824,7 @@ cdef object compute(object x, str name, object target_given, object axis_given, 
                 else:
                     task.open = &open_probabilities
                 if labelled and loss.smoothing == 0:
-                    task.operation = SOFTMAX if with_grad else LOGSUMEXP
+                    task.operation = SOFTMAX_GRADIENT if with_grad else LOGSUMEXP
                     task.close = &close_labels
                 else:
                     task.operation = MIXTURE if with_grad else MIXTURE_COST
