@@ -45,7 +45,7 @@ cdef enum:
     # Of a ROWS block, where there are many: between L1 and L2. log_softmax_backward of 4096 x 1000 float32 takes 1.35 ms on
     # one thread so, 1.37 with 64 KB and 1.55 with 16 KB.
     ROW_BLOCK_BYTES = 131072
-    MOST_BLOCK_ROWS = 32
+    MOST_BLOCK_ROWS = 128           # log_softmax of 4096 x 128 float32 takes 79 us so, and 85 with 32
     FEWER_BYTES = 32768             # blocks are halved down to this, so that threads have
     MANY_BLOCKS = 8                 # so many of them
     STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
@@ -63,11 +63,11 @@ cdef enum:
     LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes
     LEAST_LANES = 64
     KEPT_BYTES = 524288             # longest row that is expected to wait in L2 from its reduction to its writing
-    # Outputs of so many last-level caches are streamed around them, in rows so long that it hardly matters that lines at
-    # their ends are not: log_softmax of 512 x 32000 float32 takes 0.33 ns an element so, and 0.41 without; of
-    # 32768 x 1000, 0.44 and 0.35. Never softmax, whose exps wait in the output.
-    STREAM_CACHES = 2
-    STREAM_ROW_BYTES = 65536
+    # Outputs that the last-level cache would not hold are streamed around it, in rows so long that it hardly matters that
+    # lines at their ends are not: log_softmax of 40000 x 300 float32 takes 0.15 ns an element so, and 0.20 without; of
+    # 16384 x 1000, 0.15 and 0.16; log_softmax_backward 0.19 and 0.27, 0.17 and 0.22. Never softmax, whose exps wait in
+    # the output.
+    STREAM_ROW_BYTES = 512
     ROW_WORK = 16                   # what a row takes beside its elements, its logarithm above all, in elements
 
 cdef enum Regime:
@@ -259,7 +259,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
     plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place
                    and not is_softmax(task.operation) and task.classes * plan.size >= STREAM_ROW_BYTES
-                   and task.rows * task.classes * plan.size >= STREAM_CACHES * last_level_cache_bytes)
+                   and task.rows * task.classes * plan.size >= last_level_cache_bytes)
     # Weighted sums never: of two sizes of group the compiler makes code that fuses other multiplications.
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
                                           and task.operation != LOGSUMEXP_WEIGHTED)
@@ -540,7 +540,8 @@ cdef int run(Task *task) except -1:
     if plan.blocks == 0:
         return 0
     plan.threads = threads_for(task.rows * (task.classes + ROW_WORK) * (plan.size // 4))
-    by_tiles = plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
+    by_tiles = (plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
+                and plan.blocks % plan.threads != 0)
     if not by_tiles:
         plan.threads = <int> min(<Py_ssize_t> plan.threads, task.parts)
     # A block whose tiles are shared belongs to no thread: the last worker's.

@@ -1286,10 +1286,11 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
         # The last vector overlaps others. Out may be an input: it is computed before anything is stored.
         apply_span(operation, kept, lanes, x + classes - lanes, y + classes - lanes, row, last)
     if stream:
-        # To the first whole line, and beyond.
+        # No line is both stored and streamed: it would have to be fetched again.
         for j in range(MOST_LANES // lanes):
-            apply_span(operation, kept, lanes, x + j * lanes, y + j * lanes, row, out + j * lanes)
+            apply_span(operation, kept, lanes, x + j * lanes, y + j * lanes, row, lines + j * lanes)
         i = -(<Py_ssize_t> out // <Py_ssize_t> sizeof(real)) & (LINE_BYTES // <Py_ssize_t> sizeof(real) - 1)
+        memcpy(out, lines, i * sizeof(real))
         while i + 2 * MOST_LANES <= classes:
             if operation == LOG_SOFTMAX_BACKWARD:
                 ask_for(y + i + AHEAD_BYTES // <Py_ssize_t> sizeof(real), 2 * MOST_LANES)
@@ -1302,13 +1303,16 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
         at = i + j * group
         if operation == LOG_SOFTMAX_BACKWARD:
             ask_for(y + at + AHEAD_BYTES // <Py_ssize_t> sizeof(real), group)
+            ask_for(out + at + AHEAD_BYTES // <Py_ssize_t> sizeof(real), group)
         apply_span(operation, kept, pair, x + at, y + at, row, out + at)
         apply_span(operation, kept, pair, x + at + pair, y + at + pair, row, out + at + pair)
     i += groups * group
     while i + lanes <= classes:
         apply_span(operation, kept, lanes, x + i, y + i, row, out + i)
         i += lanes
-    if i < classes:
+    if stream:
+        memcpy(out + i, last + lanes - (classes - i), (classes - i) * sizeof(real))
+    elif i < classes:
         for j in range(lanes):
             out[classes - lanes + j] = last[j]
 
