@@ -80,7 +80,7 @@ static inline double double_of_bits(uint64_t b) { double x; memcpy(&x, &b, 8); r
 static inline void prefetch_line(const void *p)
 {
 #if defined(__GNUC__)
-    __builtin_prefetch(p, 0, 2);
+    __builtin_prefetch(p, 0, 3);
 #elif defined(CYLSM_X86)
     _mm_prefetch((const char *)p, _MM_HINT_T0);
 #else
