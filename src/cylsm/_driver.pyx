@@ -81,6 +81,7 @@ cdef struct Worker:
     void *y_piece
     void *out_piece
     void *transposed
+    char apart[128]                 # two threads' never share a line
 
 cdef struct Plan:
     Task *task

@@ -1070,10 +1070,11 @@ cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t
 
 cdef inline void row_sum(int operation, bint keep, int origin, const real *x, const real *y, Py_ssize_t classes,
                          const real *row, real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                         Py_ssize_t ahead, const real *soon) noexcept nogil:
+                         Py_ssize_t own, Py_ssize_t ahead, const real *soon) noexcept nogil:
     """The lanes of one row's sums; `row` holds its top and reference. Four vectors are added at a time, then single ones,
     then what is left, in a vector that ends with the row and counts what is new in it. The elements `ahead` of x, and
-    those of `soon`, are asked for meanwhile."""
+    those of `soon`, are asked for meanwhile, and of exps those to come, but no more than this thread's `own`: another may
+    be writing what lies behind them, and would wait for it: softmax of 128 x 1000 float32 took 23 us so, and takes 15."""
     cdef Py_ssize_t i = 0, j, lanes = lanes_of(x), group = 4 * lanes
     cdef int lane, known = <int> (lanes - classes % lanes)
     cdef real sums[MOST_LANES]
@@ -1095,8 +1096,8 @@ cdef inline void row_sum(int operation, bint keep, int origin, const real *x, co
             ask_for(x + i + ahead, group)
             if reads_y(operation):
                 ask_for(y + i + ahead, group)
-            if keep:
-                ask_for(exps + i + ahead, group)
+        if keep and i + AHEAD_BYTES // <Py_ssize_t> sizeof(real) < own:
+            ask_for(exps + i + AHEAD_BYTES // <Py_ssize_t> sizeof(real), group)
         if soon != NULL:
             ask_for(soon + i, group)
         sum_of_classes(operation, 4, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
@@ -1141,7 +1142,8 @@ cdef inline void sum_rows(int operation, bint keep, int origin, const real *x, P
         ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(real)
     for r in range(rows):
         row_sum(operation, keep, origin, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
-                carry + r * lanes, ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step, ahead,
+                carry + r * lanes, ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step,
+                (rows - 1 - r) * exps_step + classes, ahead,
                 exps + r * exps_step if not keep and not is_backward(operation) and exps != NULL else NULL)
 
 
@@ -1277,9 +1279,11 @@ cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *
 
 
 cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
-                           real *out, bint stream) noexcept nogil:
-    """One row of the result; streamed, its whole lines go around the caches."""
+                           real *out, Py_ssize_t own, bint stream) noexcept nogil:
+    """One row of the result; streamed, its whole lines go around the caches. `own` elements of out are this thread's: what
+    lies behind them another may be writing, and is not asked for."""
     cdef Py_ssize_t i = 0, j, at, groups, lanes = lanes_of(x), pair = 2 * lanes, group = 2 * pair
+    cdef Py_ssize_t ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(real)
     cdef real last[MOST_LANES]
     cdef real lines[2 * MOST_LANES]
     if stream or classes % lanes != 0:
@@ -1293,7 +1297,7 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
         memcpy(out, lines, i * sizeof(real))
         while i + 2 * MOST_LANES <= classes:
             if operation == LOG_SOFTMAX_BACKWARD:
-                ask_for(y + i + AHEAD_BYTES // <Py_ssize_t> sizeof(real), 2 * MOST_LANES)
+                ask_for(y + i + ahead, 2 * MOST_LANES)
             for j in range(MOST_LANES // lanes):
                 apply_span(operation, kept, pair, x + i + j * pair, y + i + j * pair, row, lines + j * pair)
             stream_lines(out + i, lines, 2 * MOST_LANES * <Py_ssize_t> sizeof(real) // LINE_BYTES)
@@ -1302,8 +1306,9 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
     for j in range(groups):
         at = i + j * group
         if operation == LOG_SOFTMAX_BACKWARD:
-            ask_for(y + at + AHEAD_BYTES // <Py_ssize_t> sizeof(real), group)
-            ask_for(out + at + AHEAD_BYTES // <Py_ssize_t> sizeof(real), group)
+            ask_for(y + at + ahead, group)
+            if at + ahead < own:
+                ask_for(out + at + ahead, group)
         apply_span(operation, kept, pair, x + at, y + at, row, out + at)
         apply_span(operation, kept, pair, x + at + pair, y + at + pair, row, out + at + pair)
     i += groups * group
@@ -1330,7 +1335,8 @@ cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t 
                            factor + b * BATCH if operation == MIXTURE else factor, of)
         for r in range(n):
             i = b * BATCH + r
-            apply_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step, stream)
+            apply_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step,
+                      (rows - 1 - i) * out_step + classes, stream)
             if again:
                 for j in range(classes):
                     out[i * out_step + j] = out[i * out_step + j] * of[AGAIN * BATCH + r]
@@ -2039,9 +2045,10 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
             in_apply.one = y + (r + group) * y_step
         elif y != x:
             in_reduce.other = y + (r + group) * y_step
-        if out != NULL and y != x:
+        # Not the output behind this block's: another thread may be writing it.
+        if out != NULL and r + group < rows and y != x:
             in_apply.other = out + (r + group) * out_step
-        elif out != NULL and out != x:
+        elif out != NULL and r + group < rows and out != x:
             in_reduce.other = out + (r + group) * out_step
         if n > LONG_GROUP:
             few_group(operation, GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
