@@ -1180,8 +1180,8 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
         for r in range(BATCH):
             centred |= of[CENTRE * BATCH + r] != 0
     if keep:
-        sum_rows(operation, True, ROUNDED if operation == SOFTMAX else NEAR, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
-                 exps_step)
+        sum_rows(operation, True, ROUNDED if operation == SOFTMAX else NEAR, x, x_step, y, y_step, rows, classes, of, total,
+                 carry, ties, ties_carry, exps, exps_step)
     elif plain and not centred:
         sum_rows(operation, False, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
                  exps_step)
@@ -1781,7 +1781,7 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
     if backward:
         for j in range(width):
             scale[j] = set_factor(total[j] + carry[j], &shift[j], &least[j])
-    if not backward and operation != SOFTMAX:
+    elif operation != SOFTMAX:
         for j in range(width):
             low = log_of_sum(ties[j], total[j], carry[j], &log_low[j])
             log_sum[j] = <real> -INFINITY if ties[j] + total[j] == 0 else low
@@ -1816,6 +1816,7 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
         for j in range(width):
             out[c * out_step + j] = line[j]
 
+
 cdef void lanes_at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                         Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
                         Py_ssize_t out_step) noexcept nogil:
@@ -1836,12 +1837,12 @@ cdef inline bint fits_at_once(int operation, Py_ssize_t classes) noexcept nogil:
                                              or operation == SOFTMAX_GRADIENT or operation == LOG_SOFTMAX_BACKWARD)
 
 
-cdef inline void lanes_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                              Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, const Soon *in_reduce,
                              const Soon *in_apply) noexcept nogil:
-    """Reduces, finishes and writes `width` lanes, `rows` of which are rows that are there. The state has room for as many
-    from `first`."""
+    """Reduces, finishes and, if asked to, writes `width` lanes, `rows` of which are rows that are there. The state has room
+    for as many from `first`."""
     cdef bint softmax, mixture = operation == MIXTURE or operation == MIXTURE_COST
     if width == GROUP and fits_at_once(operation, classes):
         ask_meanwhile(in_reduce, 0, width * classes * <Py_ssize_t> sizeof(real))
@@ -1853,9 +1854,10 @@ cdef inline void lanes_group(int operation, Py_ssize_t width, const real *x, Py_
     finish_block(operation, width, state, first, factor)
     if mixture:
         reduce_width(MIXTURE_COST, width, x, x_step, y, y_step, classes, state, first, out, out_step, NULL)
-    if writes(operation):
+    if write and writes(operation):
         softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT
-        apply_width(operation, True, width, rows, out if softmax else x, out_step if softmax else x_step, y, y_step, classes, state, first, factor, out, out_step, in_apply)
+        apply_width(operation, True, width, rows, out if softmax else x, out_step if softmax else x_step, y, y_step, classes,
+                    state, first, factor, out, out_step, in_apply)
 
 
 cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -1863,6 +1865,7 @@ cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real 
                     real *scratch) noexcept nogil:
     """Lanes of up to SHORT_CLASSES classes. The last few are copied to where a whole group can be read and written."""
     cdef Py_ssize_t c, n, r = 0, groups = 1
+    cdef Py_ssize_t most_groups = (AT_ONCE if classes <= REGISTER_CLASSES else AT_ONCE // 2) // GROUP
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
     cdef const real *factor_here = factor
@@ -1872,10 +1875,10 @@ cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real 
         if factor != NULL:
             factor_here = factor + r
         if fits:
-            groups = min((rows - r) // GROUP, <Py_ssize_t> (AT_ONCE // GROUP if classes <= REGISTER_CLASSES else AT_ONCE // GROUP // 2))
+            groups = min((rows - r) // GROUP, most_groups)
             lanes_at_once(operation, groups, x + r, x_step, y + r, y_step, classes, state, r, factor_here, out + r, out_step)
         else:
-            lanes_group(operation, GROUP, x + r, x_step, y + r, y_step, GROUP, classes, state, r, factor_here, out + r,
+            lanes_group(operation, True, GROUP, x + r, x_step, y + r, y_step, GROUP, classes, state, r, factor_here, out + r,
                         out_step, NULL, NULL)
         r += groups * GROUP
     n = rows - r
@@ -1888,7 +1891,7 @@ cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real 
     for c in range(classes):
         memcpy(x_lanes + c * GROUP, x + r + c * x_step, n * sizeof(real))
         memcpy(y_lanes + c * GROUP, y + r + c * y_step, n * sizeof(real))
-    lanes_group(operation, GROUP, x_lanes, GROUP, y_lanes, GROUP, n, classes, state, r, factor_here, x_lanes, GROUP, NULL,
+    lanes_group(operation, True, GROUP, x_lanes, GROUP, y_lanes, GROUP, n, classes, state, r, factor_here, x_lanes, GROUP, NULL,
                 NULL)
     for c in range(classes if out != NULL else 0):
         memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
@@ -2001,22 +2004,17 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
     cdef real *other = scratch + 2 * SCRATCH
-    # Only x is transposed then: 4096 x 64 float32 takes 33 us on two threads so, and 47 otherwise. By a call: with one more
-    # body inlined here, gcc's AVX2 code for logsumexp became 20 to 40 % slower.
-    cdef bint by_rows = operation == LOG_SOFTMAX_BACKWARD and classes >= SHORTEST_ROW
+    # Only x is transposed then, and nothing back: of 4096 x 64 float32 log_softmax_backward takes 33 us on two threads so,
+    # and 47 otherwise, log_softmax 40 and 49.
+    cdef bint by_rows = (operation == LOG_SOFTMAX_BACKWARD or operation == LOG_SOFTMAX) and classes >= SHORTEST_ROW
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
-    if by_rows:
-        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, width, x_lanes, width, x_lanes, 0, classes, state, first,
-                     x_lanes, width, in_reduce)
-        finish_block(LOG_SOFTMAX_BACKWARD, width, state, first, factor)
-        apply_rows(LOG_SOFTMAX_BACKWARD, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
-                   False)
-        return
-    if has_two(operation):
+    if has_two(operation) and not by_rows:
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    lanes_group(operation, width, x_lanes, width, y_lanes, width, rows, classes, state, first, factor, x_lanes, width,
-                in_reduce, in_apply)
-    if writes(operation):
+    lanes_group(operation, not by_rows, width, x_lanes, width, y_lanes, width, rows, classes, state, first, factor, x_lanes,
+                width, in_reduce, in_apply)
+    if by_rows:
+        apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False)
+    elif writes(operation):
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
 
 
