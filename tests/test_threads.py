@@ -185,7 +185,7 @@ def test_larger_than_the_caches(function, classes, seed):
 
 @pytest.fixture
 def cache_bytes():
-    """Sets how large the last-level cache is taken to be: long rows of what is larger are written around it."""
+    """Sets how large the last-level cache is taken to be: rows of what is larger are written around it."""
     before = _driver._use_cache_bytes(0)
     yield _driver._use_cache_bytes
     _driver._use_cache_bytes(before)
@@ -193,7 +193,7 @@ def cache_bytes():
 
 @on_each_isa
 @pytest.mark.parametrize("beyond", [0, 1, 8, 16, 20])
-@pytest.mark.parametrize("tiles", [1, 2])
+@pytest.mark.parametrize("row_bytes", [512, 1200, 65536, 2 * 65536])
 @pytest.mark.parametrize(
     ("function", "options"),
     [
@@ -204,9 +204,9 @@ def cache_bytes():
     ],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_around_the_caches(dtype, function, options, tiles, beyond, cache_bytes, seed):
+def test_around_the_caches(dtype, function, options, row_bytes, beyond, cache_bytes, seed):
     """The same as through them, wherever in a line rows start, and nothing beside the result is written."""
-    classes = tiles * 65536 // dtype().itemsize + beyond
+    classes = row_bytes // dtype().itemsize + beyond
     made = large(function, (3, classes), 1, dtype, seed) | options
     cache_bytes(1 << 40)
     through = getattr(cylsm, function)(**made)
