@@ -190,7 +190,17 @@ def test_out_of_one_number(function, rng):
 @pytest.mark.parametrize("function", SHAPED_LIKE_INPUT)
 @each_dtype
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((70, 7), -1), ((70, 7), 0), ((130, 33), 1), ((3, 21, 19), 1), ((3, 9000), 1)]
+    ("shape", "axis"),
+    [
+        ((70, 7), -1),
+        ((70, 7), 0),
+        ((3, 70), 0),
+        ((6, 150), 0),
+        ((11, 70), 0),
+        ((130, 33), 1),
+        ((3, 21, 19), 1),
+        ((3, 9000), 1),
+    ],
 )
 def test_out_is_an_input(function, shape, axis, dtype, seed):
     made = made_for(function, shape, axis, dtype, seed)

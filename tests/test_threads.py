@@ -34,7 +34,7 @@ SHAPES = (
 )
 
 # Classes of rows that are moved about in a batch, around what sets few classes, blocks and tiles apart
-PLACED = (1, 2, 3, 10, 16, 17, 24, 25, 33, 63, 64, 80, 100, 126, 129, 1000, 4096, 4099, 9001)
+PLACED = (1, 2, 3, 4, 5, 8, 10, 16, 17, 24, 25, 33, 63, 64, 80, 100, 126, 129, 1000, 4096, 4099, 9001)
 
 each_function = pytest.mark.parametrize("function", accuracy.FUNCTIONS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -137,7 +137,7 @@ def test_place_and_batch_change_no_bit(function, classes, dtype, seed):
 @on_each_isa
 @each_function
 @each_dtype
-@pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 33, 129, 1000])
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 8, 10, 16, 17, 33, 129, 1000])
 def test_place_along_another_axis_changes_no_bit(function, classes, dtype, seed):
     """Columns of one array: the same stride wherever they are and however many."""
     columns = 1100 if classes < 100 else 600

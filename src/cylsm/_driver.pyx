@@ -1,8 +1,9 @@
 # The only parallel loop. Knows rows, tiles and scratch memory; nothing of losses, of arrays' flags or of Python.
 #
-# (a) Three regimes. FEW: short rows, transposed in groups by one kernel. ROWS: a row's classes lie side by side.
-#     STRIP: rows lie side by side. Which one is chosen by the row's length and class stride alone, so that a row's bits
-#     depend on nothing else; how many rows a block has, and who computes it, changes no bit.
+# (a) Three regimes. FEW: short rows, transposed in groups. ROWS: a row's classes lie side by side. STRIP: rows lie side by
+#     side. Few classes are reduced, finished and written by one kernel. All that is chosen by the row's length and class
+#     stride alone, so that a row's bits depend on nothing else; how many rows a block has, and who computes it, changes
+#     no bit.
 # (b) A row longer than a tile is reduced tile by tile, merged in order, and written tile by tile, whether one thread
 #     does all of that or several share the tiles of one row.
 # (c) What a kernel cannot read or write in place (another dtype, byte order, stride) passes through a piece of scratch.
@@ -261,7 +262,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place
                    and not is_softmax(task.operation) and task.classes * plan.size >= STREAM_ROW_BYTES
                    and task.rows * task.classes * plan.size >= last_level_cache_bytes)
-    # Weighted sums never: of two sizes of group the compiler makes code that fuses other multiplications.
+    # Weighted sums of lanes have one body for all lengths, reduce_strip's.
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
                                           and task.operation != LOGSUMEXP_WEIGHTED)
     plan.kept = not plan.at_once and is_softmax(task.operation) and (plan.out_direct or plan.tiles == 1)
@@ -307,7 +308,8 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.block.scratch = <char *> take(base, &used, plan.block_rows * task.row_scratch)
     worker.x_piece = take(base, &used, 0 if plan.x_direct else piece)
     worker.y_piece = take(base, &used, 0 if plan.y_direct or (task.y.data == NULL and task.fill_y == NULL) else piece)
-    worker.out_piece = take(base, &used, 0 if plan.out_direct and (plan.kept or not is_softmax(task.operation)) else piece)
+    worker.out_piece = take(base, &used, 0 if plan.out_direct and (
+        plan.kept or plan.at_once or not is_softmax(task.operation)) else piece)
     worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.at_once else 0)
     return used
 

@@ -49,7 +49,7 @@ cdef enum Element:
 # A row's running reduction and what follows from it: arrays of real with one entry a row (of each tile).
 cdef struct RowState:
     void *top        # the largest element, the lowest finite number in a row of -inf, anything in one with a nan
-    void *ties       # how many equal it, or the sum of their weights; 0 for SOFTMAX, where rest is the whole sum
+    void *ties       # how many equal it, or the sum of their weights; 0 where SOFTMAX leaves the whole sum in rest
     void *rest       # sum of exp(x - top) over the others; for the backward operations the sum itself
     void *carry      # what rest's rounding lost; after MIXTURE_COST what cost's did
     void *log_sum    # log(ties + rest)

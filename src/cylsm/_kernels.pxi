@@ -11,8 +11,8 @@
 # (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x of an ordinary row needs no
 #     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end. Of few
 #     classes it counts from the largest, and carries what the subtraction lost: that takes less than the way back.
-#     Probabilities count from the largest too, whose exp is 1 then, and need no carry: an error of half an ulp of x - top
-#     is far less than the exp of a large gap, however it is taken, promises. Nor are ties counted for their sake.
+#     Probabilities count from the largest too, whose exp is 1 then; of more classes than those few, without the carry,
+#     since their limit grows with the gap as the rounding of x - top does, and without counting ties.
 # (d) Sums are compensated: term by term where there are few, in long rows two terms (float) or four (double) at a time.
 #     The pair (rest, carry) is used in full by the logarithm.
 # (e) The end of a row that is no multiple of its lanes is read as an overlapping vector whose known lanes are masked. It
@@ -97,8 +97,8 @@ cdef enum:
     MOST_LANES = 16           # of float in the widest vector; stack arrays have room for any
     BATCH = 16                # rows whose lanes are folded together
     ONE_BY_ONE = 64           # up to so many classes of a lane are added one by one
-    # Up to here exps count from the top. Softmax of 4 float32 classes takes 2.0 ns an element so, and 2.6 with a reference;
-    # of 6, 1.9 and 2.2; logsumexp of 4, 1.73 and 1.75, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
+    # Up to here all exps count from the top, with what that loses: logsumexp of 4 float32 classes takes 1.73 ns an element
+    # so, and 1.75 with a reference, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
     NEAR_CLASSES = 8
     REGISTER_CLASSES = 4      # up to here all of a lane's classes stay in registers
     AT_ONCE = 4 * GROUP       # lanes of so few classes that are taken at a time; of more, up to NEAR_CLASSES, half as many
@@ -1307,7 +1307,7 @@ cdef inline void apply_row(int operation, bint kept, const real *x, const real *
         at = i + j * group
         if operation == LOG_SOFTMAX_BACKWARD:
             ask_for(y + at + ahead, group)
-            if at + ahead < own:
+            if not stream and at + ahead < own:
                 ask_for(out + at + ahead, group)
         apply_span(operation, kept, pair, x + at, y + at, row, out + at)
         apply_span(operation, kept, pair, x + at + pair, y + at + pair, row, out + at + pair)
@@ -1890,7 +1890,8 @@ cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real 
         x_lanes[c] = y_lanes[c] = 0
     for c in range(classes):
         memcpy(x_lanes + c * GROUP, x + r + c * x_step, n * sizeof(real))
-        memcpy(y_lanes + c * GROUP, y + r + c * y_step, n * sizeof(real))
+        if has_two(operation):
+            memcpy(y_lanes + c * GROUP, y + r + c * y_step, n * sizeof(real))
     lanes_group(operation, True, GROUP, x_lanes, GROUP, y_lanes, GROUP, n, classes, state, r, factor_here, x_lanes, GROUP, NULL,
                 NULL)
     for c in range(classes if out != NULL else 0):
@@ -1996,6 +1997,12 @@ cdef void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssi
         r += 1
 
 
+cdef inline bint written_by_rows(int operation, Py_ssize_t classes) noexcept nogil:
+    """Only x is transposed then, and nothing back: of 4096 x 64 float32 log_softmax_backward takes 33 us on two threads so,
+    and 47 otherwise, log_softmax 40 and 49."""
+    return (operation == LOG_SOFTMAX_BACKWARD or operation == LOG_SOFTMAX) and classes >= SHORTEST_ROW
+
+
 cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
                            Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                            Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
@@ -2004,9 +2011,7 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
     cdef real *other = scratch + 2 * SCRATCH
-    # Only x is transposed then, and nothing back: of 4096 x 64 float32 log_softmax_backward takes 33 us on two threads so,
-    # and 47 otherwise, log_softmax 40 and 49.
-    cdef bint by_rows = (operation == LOG_SOFTMAX_BACKWARD or operation == LOG_SOFTMAX) and classes >= SHORTEST_ROW
+    cdef bint by_rows = written_by_rows(operation, classes)
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
     if has_two(operation) and not by_rows:
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
@@ -2024,6 +2029,7 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
     cdef Py_ssize_t g, r, n, group = LONG_GROUP
     cdef Soon in_reduce, in_apply
     cdef const real *factor_here
+    cdef bint by_rows = written_by_rows(operation, classes)
     cylsm_require(classes * <Py_ssize_t> sizeof(real) <= FEW_BYTES)
     # Weighted sums never: of two sizes of group the compiler makes code that fuses other multiplications.
     if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES and operation != LOGSUMEXP_WEIGHTED:
@@ -2034,19 +2040,17 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
         factor_here = factor
         if factor != NULL:
             factor_here = factor + r
-        # Spread over the loops: asked for at once, a group of three arrays would be waited for.
+        # Spread over the loops, where they are long: asked for at once, a group of three arrays would be waited for.
         in_reduce.one = x + (r + group) * x_step
         in_reduce.other = in_apply.one = in_apply.other = NULL
-        if operation == LOG_SOFTMAX_BACKWARD and classes >= SHORTEST_ROW:
-            in_reduce.other = y + (r + group) * y_step
-        elif is_backward(operation):
+        if is_backward(operation) and not by_rows:
             in_apply.one = y + (r + group) * y_step
         elif y != x:
             in_reduce.other = y + (r + group) * y_step
-        # Not the output behind this block's: another thread may be writing it.
-        if out != NULL and r + group < rows and y != x:
+        # Not the output behind this block's: another thread may be writing it. By rows a gradient's is asked for later.
+        if out != NULL and r + group < rows and y != x and not by_rows:
             in_apply.other = out + (r + group) * out_step
-        elif out != NULL and r + group < rows and out != x:
+        elif out != NULL and r + group < rows and y == x and out != x:
             in_reduce.other = out + (r + group) * out_step
         if n > LONG_GROUP:
             few_group(operation, GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
