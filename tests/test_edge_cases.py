@@ -80,6 +80,19 @@ def test_any_nan(length, dtype, axis, seed):
 
 @each_axis
 @each_dtype
+@each_length_from_2
+def test_nan_beside_inf(length, dtype, axis, seed):
+    """The row is nan, not only where inf and nan stand."""
+    x = ordinary(dtype, length, seed)[0].copy()
+    x[EACH, places(length)] = INF
+    x[EACH, [length - 1, 0, 0, length // 2, length - 1, length // 2]] = NAN
+    assert np.isnan(run("logsumexp", axis, x=x)[EACH]).all()
+    assert np.isnan(run("log_softmax", axis, x=x)[EACH]).all()
+    assert np.isnan(run("softmax", axis, x=x)[EACH]).all()
+
+
+@each_axis
+@each_dtype
 @each_length
 def test_many_nans(length, dtype, axis, seed):
     x = ordinary(dtype, length, seed)[0].copy()

@@ -528,13 +528,13 @@ cdef inline bint counts_ties(int operation) noexcept nogil:
 
 
 cdef inline real beside_infinity(const real *x, Py_ssize_t step, Py_ssize_t classes) noexcept nogil:
-    """What the sum becomes for SOFTMAX of a row whose top is +inf: the others' probability is 0, unless there is a nan."""
+    """What the sum becomes for SOFTMAX of a row whose top is +inf: the others' probability is 0, unless there is a nan. An
+    integer remembers it: gcc 12 makes a maximum of a choice between 1 and nan, and that skips nan."""
     cdef Py_ssize_t c
-    cdef real total = 1
+    cdef int found = 0
     for c in range(classes):
-        if x[c * step] != x[c * step]:
-            total = <real> NAN
-    return total
+        found |= x[c * step] != x[c * step]
+    return <real> NAN if found else <real> 1.0
 
 
 cdef inline void set_references(Py_ssize_t width, real *of) noexcept nogil:

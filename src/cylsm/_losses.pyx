@@ -410,14 +410,14 @@ cdef void put_one(Task *task, char *p, real value) noexcept nogil:
         kernels(task.wide).store(task.out.element, &value, 0, 1, 1, p, 0, 0)
 
 
-cdef void put_target(Task *task, char *p, real gap, real others, real scale, real factor) noexcept nogil:
+cdef void put_target(Task *task, char *p, real picked, real top, real others, real scale, real factor) noexcept nogil:
     """The target's gradient where `out` is no native array. What stands in a float16 one is rounded already."""
     cdef real here
     if task.out.element == FLOAT16:
-        here = <real> (exp(<double> gap) * scale)
+        here = <real> (exp(<double> picked - top) * scale)
     else:
         kernels(task.wide).load(task.out.element, False, p, 0, 0, 1, 1, &here, 0)
-    put_one(task, p, -others if gap == 0 else here - factor)
+    put_one(task, p, -others if picked == top else here - factor)
 
 
 cdef void fill_row(Task *task, char *p, Py_ssize_t classes, real value) noexcept nogil:
@@ -450,7 +450,7 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
     else:
         for r in range(block.rows):
             if labels[r] != IGNORED:
-                put_target(task, out + r * stride + labels[r] * class_stride, picked[r] - top[r], others[r], scale[r],
+                put_target(task, out + r * stride + labels[r] * class_stride, picked[r], top[r], others[r], scale[r],
                            factor[r])
     for r in range(block.rows):
         signs |= labels[r]
