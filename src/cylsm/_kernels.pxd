@@ -25,7 +25,7 @@ cdef enum Operation:
     LOGSUMEXP_WEIGHTED    # the sum's terms are multiplied by y; log_sum is of its magnitude, scale its sign
     LOG_SOFTMAX           # (x - top) - log_sum
     SOFTMAX               # exp(x - top) / sum; reduce keeps the exps
-    SOFTMAX_GRADIENT      # factor times that, with as many digits as a logarithm of the sum; log_sum and others are set too
+    SOFTMAX_GRADIENT      # factor times that, as exact as the logarithm; log_sum and others are set too
     LOG_SOFTMAX_BACKWARD  # x - exp(y) * sum(x)
     SOFTMAX_BACKWARD      # y * (x - sum(x * y))
     MIXTURE_COST          # after LOGSUMEXP, reduce only: mass = sum(y), cost = sum(y * (top - x))
