@@ -18,6 +18,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cylsm._kernels cimport (
     GROUP,
     LOG_SOFTMAX,
+    LOG_SOFTMAX_BACKWARD,
     LOGSUMEXP,
     LOGSUMEXP_WEIGHTED,
     MIXTURE,
@@ -26,6 +27,7 @@ from cylsm._kernels cimport (
     SHORT_CLASSES,
     SHORTEST_ROW,
     SOFTMAX,
+    SOFTMAX_BACKWARD,
     SOFTMAX_GRADIENT,
     TILE_BYTES,
     KernelTable,
@@ -66,8 +68,8 @@ cdef enum:
     KEPT_BYTES = 524288             # longest row that is expected to wait in L2 from its reduction to its writing
     # Outputs that the last-level cache would not hold are streamed around it, in rows so long that it hardly matters that
     # lines at their ends are not: log_softmax of 40000 x 300 float32 takes 0.15 ns an element so, and 0.20 without; of
-    # 16384 x 1000, 0.15 and 0.16; log_softmax_backward 0.19 and 0.27, 0.17 and 0.22. Never softmax, whose exps wait in
-    # the output.
+    # 16384 x 1000, 0.15 and 0.16. log_softmax_backward of 16384 x 1000 0.14 and 0.16, but of 100000 x 64 float64, 0.59 and
+    # 0.29: of rows twice as long. Never softmax, whose exps wait in the output.
     STREAM_ROW_BYTES = 512
     ROW_WORK = 16                   # what a row takes beside its elements, its logarithm above all, in elements
 
@@ -98,7 +100,8 @@ cdef struct Plan:
     bint y_direct
     bint out_direct
     bint stream
-    bint at_once                    # one kernel reduces, finishes and writes a block
+    bint at_once                    # one kernel reduces, finishes and writes a block:
+    bint backward                   # backward_rows
     bint kept                       # exps are kept
     bint ask_early                  # out is asked for while x is reduced
     int threads
@@ -225,6 +228,7 @@ cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexc
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1]
     cdef Py_ssize_t row_bytes
+    cdef bint backward = task.operation == LOG_SOFTMAX_BACKWARD or task.operation == SOFTMAX_BACKWARD
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
@@ -260,10 +264,13 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
     plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place
-                   and not is_softmax(task.operation) and task.classes * plan.size >= STREAM_ROW_BYTES
+                   and not is_softmax(task.operation)
+                   and task.classes * plan.size >= (2 if backward else 1) * STREAM_ROW_BYTES
                    and task.rows * task.classes * plan.size >= last_level_cache_bytes)
+    plan.backward = (backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
+                     and not plan.stream)
     # Weighted sums of lanes have one body for all lengths, reduce_strip's.
-    plan.at_once = plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
+    plan.at_once = plan.backward or plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
                                           and task.operation != LOGSUMEXP_WEIGHTED)
     plan.kept = not plan.at_once and is_softmax(task.operation) and (plan.out_direct or plan.tiles == 1)
     plan.ask_early = (plan.regime == ROWS and plan.out_direct and not plan.stream
@@ -428,7 +435,7 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
 
 
 cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept nogil:
-    """A block of few classes: everything in one kernel."""
+    """Everything in one kernel: a block of few classes, or of a backward operation's rows."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t x_step, y_step = 0, out_step = 0
     cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)
@@ -440,8 +447,11 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     elif task.out.data != NULL:
         out = worker.out_piece
         out_step = block.rows if plan.regime == STRIP else task.classes
-    kernel(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
-           block.factor if task.has_factor else NULL, out, out_step, worker.transposed)
+    if plan.backward:
+        plan.kernels.backward_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, out, out_step)
+    else:
+        kernel(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
+               block.factor if task.has_factor else NULL, out, out_step, worker.transposed)
     if task.out.data != NULL and not plan.out_direct:
         store_piece(plan, block, 0, out)
 

@@ -60,8 +60,8 @@ cdef struct RowState:
     void *mass_carry
     void *cost
 
-# Fills entries first .. first + rows of the state. SOFTMAX, SOFTMAX_GRADIENT: `exps` receives the exps; otherwise, if not NULL, it is what
-# will be written next, and is asked for meanwhile, but not while a backward operation's short sum is taken.
+# Fills entries first .. first + rows of the state. SOFTMAX, SOFTMAX_GRADIENT: `exps` receives the exps; otherwise, if not
+# NULL, it is what will be written next, and is asked for meanwhile, but not by a backward operation, whose sum is short.
 ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                                void *exps, Py_ssize_t exps_step) noexcept nogil
@@ -85,6 +85,9 @@ ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
+# The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y.
+ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
+                                 Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step) noexcept nogil
 # Converts elements of any kind, with any strides (bytes) and alignment: out[i * out_step + j], j < inner.
 ctypedef void (*load_kernel)(Element element, bint swapped, const char *data, Py_ssize_t outer_stride,
                              Py_ssize_t inner_stride, Py_ssize_t outer, Py_ssize_t inner, void *out,
@@ -109,6 +112,7 @@ cdef struct Kernels:
     apply_kernel apply_strip
     few_kernel few_rows
     few_kernel few_strip
+    backward_kernel backward_rows
     load_kernel load
     store_kernel store
     exp_kernel exp_of

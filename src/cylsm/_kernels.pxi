@@ -58,6 +58,7 @@ from cylsm._kernels cimport (
     KernelTable,
     RowState,
     apply_kernel,
+    backward_kernel,
     exp_kernel,
     few_kernel,
     finish_kernel,
@@ -103,6 +104,10 @@ cdef enum:
     REGISTER_CLASSES = 4      # up to here all of a lane's classes stay in registers
     AT_ONCE = 4 * GROUP       # lanes of so few classes that are taken at a time; of more, up to NEAR_CLASSES, half as many
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
+    # Rows that a backward operation adds up before it writes them: few, so that memory is read while exps are taken, and many
+    # enough to hide what waits at the end of a sum. log_softmax_backward of 50000 x 100 float32 takes 1.26 ms on one thread
+    # so, and 1.38 with 16 KB; of 4096 x 64, 52 us and 55 with 4 KB.
+    BATCH_BYTES = 8192
     # So far ahead are the rows of a gradient asked for, which no maximum has brought into the caches: log_softmax_backward
     # of 4096 x 1000 float32 takes 1.37 ms on one thread so, and 1.93 without.
     AHEAD_BYTES = 4096
@@ -1068,6 +1073,73 @@ cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t
         top[j] = larger(larger(second[j], first[j]), larger(fourth[j], third[j]))
 
 
+cdef inline real backward_term(int operation, real x, real y) noexcept nogil:
+    return rounded_product(x, y) if operation == SOFTMAX_BACKWARD else x
+
+
+cdef inline double exact_term(int operation, real x, real y) noexcept nogil:
+    """The same of floats."""
+    return <double> x * y if operation == SOFTMAX_BACKWARD else x
+
+
+cdef inline void add_vectors(int operation, int n, int known, const real *x, const real *y, double *total,
+                             real *carry) noexcept nogil:
+    """Adds the terms of a vector, or the sums of those of two, but for the first `known`, to their lanes."""
+    cdef int j, lanes = <int> lanes_of(x)
+    cdef real term, s
+    for j in range(lanes):
+        if real is float:
+            total[j] += exact_term(operation, x[j], y[j]) if j >= known else 0.0
+        else:
+            term = backward_term(operation, x[j], y[j])
+            if n > 1:
+                term = term + backward_term(operation, x[lanes + j], y[lanes + j])
+            term = term if j >= known else 0.0
+            s = total[j] + term
+            carry[j] += lost_in_sum(<real> total[j], term, s)
+            total[j] = s
+
+
+cdef inline void ask_for_terms(int operation, const real *x, const real *y, Py_ssize_t n) noexcept nogil:
+    ask_for(x + AHEAD_BYTES // <Py_ssize_t> sizeof(real), n)
+    if operation == SOFTMAX_BACKWARD:
+        ask_for(y + AHEAD_BYTES // <Py_ssize_t> sizeof(real), n)
+
+
+cdef inline real row_total(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes) noexcept nogil:
+    """A backward operation's sum over one row, of `whole` vectors and perhaps the beginning of one more: of float in
+    double, of double compensated, two vectors at a time."""
+    cdef Py_ssize_t i, j, lanes = lanes_of(x), paired = 0 if real is float else whole // 2 * 2
+    cdef double total[MOST_LANES]
+    cdef real carry[MOST_LANES]
+    for j in range(lanes):
+        total[j] = 0
+    for j in range(0 if real is float else lanes):
+        carry[j] = 0
+    for i in range(0, paired, 2):
+        ask_for_terms(operation, x + i * lanes, y + i * lanes, 2 * lanes)
+        add_vectors(operation, 2, 0, x + i * lanes, y + i * lanes, total, carry)
+    for i in range(paired, whole):
+        ask_for_terms(operation, x + i * lanes, y + i * lanes, lanes)
+        add_vectors(operation, 1, 0, x + i * lanes, y + i * lanes, total, carry)
+    if classes % lanes != 0:
+        # It overlaps what has been added.
+        add_vectors(operation, 1, <int> (lanes - classes % lanes), x + classes - lanes, y + classes - lanes, total, carry)
+    if real is float:
+        if lanes > 8:
+            halve(False, total, lanes, 8, 1)
+        if lanes > 4:
+            halve(False, total, lanes, 4, 1)
+        return <real> ((total[0] + total[2]) + (total[1] + total[3]))
+    else:
+        if lanes > 4:
+            halve_sum(total, carry, lanes, 4, 1)
+        halve_sum(total, carry, lanes, 2, 1)
+        halve_sum(total, carry, lanes, 1, 1)
+        # Beside an infinite sum it is nan.
+        return total[0] + finite(carry[0])
+
+
 cdef inline void row_sum(int operation, bint keep, int origin, const real *x, const real *y, Py_ssize_t classes,
                          const real *row, real *total, real *carry, real *ties, real *ties_carry, real *exps,
                          Py_ssize_t own, Py_ssize_t ahead, const real *soon) noexcept nogil:
@@ -1085,13 +1157,11 @@ cdef inline void row_sum(int operation, bint keep, int origin, const real *x, co
     cdef real end[MOST_LANES]
     cdef real last_x[MOST_LANES]
     cdef real last_y[MOST_LANES]
-    cdef real nothing = <real> 0.0 if is_backward(operation) else <real> -INFINITY
     for j in range(lanes):
         sums[j] = lost[j] = tied[j] = tied_lost[j] = 0
-    if not is_backward(operation):
-        # Before anything is stored: exps may be x. That of a gradient is still to be fetched from memory.
-        for j in range(lanes):
-            end[j] = x[classes - lanes + j]
+    # Before anything is stored: exps may be x.
+    for j in range(lanes):
+        end[j] = x[classes - lanes + j]
     while i + group <= classes:
         if ahead > 0:
             ask_for(x + i + ahead, group)
@@ -1110,10 +1180,7 @@ cdef inline void row_sum(int operation, bint keep, int origin, const real *x, co
         i += lanes
     if i < classes:
         for lane in range(<int> lanes):
-            if is_backward(operation):
-                last_x[lane] = x[classes - lanes + lane] if lane >= known else nothing
-            else:
-                last_x[lane] = end[lane] if lane >= known else nothing
+            last_x[lane] = end[lane] if lane >= known else <real> -INFINITY
         if reads_y(operation):
             for lane in range(<int> lanes):
                 last_y[lane] = y[classes - lanes + lane] if lane >= known else <real> 0.0
@@ -1139,20 +1206,18 @@ cdef inline void sum_rows(int operation, bint keep, int origin, const real *x, P
                           Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const real *of, real *total,
                           real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t r, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
-    if is_backward(operation):
-        ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(real)
     for r in range(rows):
         row_sum(operation, keep, origin, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
                 carry + r * lanes, ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step,
                 (rows - 1 - r) * exps_step + classes, ahead,
-                exps + r * exps_step if not keep and not is_backward(operation) and exps != NULL else NULL)
+                exps + r * exps_step if not keep and exps != NULL else NULL)
 
 
 cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t r, lanes = lanes_of(x)
-    cdef bint backward = is_backward(operation), plain = not backward and operation != LOGSUMEXP_WEIGHTED
+    cdef bint plain = operation != LOGSUMEXP_WEIGHTED
     cdef int centred = 0, infinite = 0
     cdef real of[REFERENCE * BATCH]
     cdef real beside[BATCH]
@@ -1163,12 +1228,11 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
     cdef real ties_carry[BATCH * MOST_LANES]
     for r in range(BATCH):
         of[TOP * BATCH + r] = 0
-    if not backward:
-        for r in range(rows):
-            row_max(operation, x + r * x_step, y + r * y_step, classes, tops + r * lanes)
-        fold(True, tops, lanes, rows)
-        for r in range(rows):
-            of[TOP * BATCH + r] = tops[r]
+    for r in range(rows):
+        row_max(operation, x + r * x_step, y + r * y_step, classes, tops + r * lanes)
+    fold(True, tops, lanes, rows)
+    for r in range(rows):
+        of[TOP * BATCH + r] = tops[r]
     if operation == SOFTMAX:
         for r in range(BATCH):
             infinite |= of[TOP * BATCH + r] == <real> INFINITY
@@ -1199,11 +1263,20 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
             if of[TOP * BATCH + r] == <real> INFINITY:
                 total[r] = beside[r]
                 carry[r] = 0
-    elif not backward:
+    else:
         fold(False, ties, lanes, rows)
     for r in range(rows, BATCH):
         total[r] = carry[r] = 0
     write_state(operation, NEAR if keep else CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
+
+
+cdef inline void add_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                          Py_ssize_t classes, const RowState *state, Py_ssize_t first) noexcept nogil:
+    """The sums of a backward operation."""
+    cdef Py_ssize_t r
+    for r in range(rows):
+        (<real *> state.rest)[first + r] = row_total(operation, classes // lanes_of(x), x + r * x_step, y + r * y_step, classes)
+        (<real *> state.carry)[first + r] = 0
 
 
 cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -1253,11 +1326,9 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
             reduce_batch(LOGSUMEXP, True, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
                          exps + r * exps_step, exps_step)
         elif operation == LOG_SOFTMAX_BACKWARD:
-            reduce_batch(LOG_SOFTMAX_BACKWARD, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
-                         first + r, exps + r * exps_step, exps_step)
+            add_rows(LOG_SOFTMAX_BACKWARD, x + r * x_step, x_step, x, 0, n, classes, state, first + r)
         elif operation == SOFTMAX_BACKWARD:
-            reduce_batch(SOFTMAX_BACKWARD, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
-                         first + r, exps + r * exps_step, exps_step)
+            add_rows(SOFTMAX_BACKWARD, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, first + r)
         elif operation == LOGSUMEXP_WEIGHTED:
             reduce_batch(LOGSUMEXP_WEIGHTED, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
                          first + r, exps + r * exps_step, exps_step)
@@ -1363,6 +1434,115 @@ cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step,
                    stream)
     else:
         apply_each(MIXTURE, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, stream)
+
+
+# ---- the backward operations by rows: a few at a time, by way of local arrays alone ---------------------------------
+
+cdef inline void backward_vectors(int operation, Py_ssize_t n, const real *x, const real *y, real scale, real shift, real least,
+                                  real *out) noexcept nogil:
+    """n elements, one vector or two."""
+    cdef Py_ssize_t j
+    cdef real here[2 * MOST_LANES]
+    for j in range(n):
+        if operation == LOG_SOFTMAX_BACKWARD:
+            here[j] = x[j] - exp_scaled(y[j], shift, least) * scale
+        else:
+            here[j] = y[j] * (x[j] - scale)
+    memcpy(out, here, n * sizeof(real))
+
+
+cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes, real scale,
+                              real shift, real least, real *out, Py_ssize_t out_ahead) noexcept nogil:
+    """One row, vector by vector, or, where exps of double wait for long, four at a time."""
+    cdef Py_ssize_t i, at, lanes = lanes_of(x), pair = 2 * lanes, ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t fours = whole // 4 if real is double and operation == LOG_SOFTMAX_BACKWARD else 0
+    cdef real last[MOST_LANES]
+    if classes % lanes != 0:
+        # It overlaps the one before. Out may be an input: it is computed before anything is stored.
+        backward_vectors(operation, lanes, x + classes - lanes, y + classes - lanes, scale, shift, least, last)
+    for i in range(fours):
+        at = 4 * i * lanes
+        ask_for(y + at + ahead, 2 * pair)
+        ask_for(out + at + out_ahead, 2 * pair)
+        backward_vectors(operation, pair, x + at, y + at, scale, shift, least, out + at)
+        backward_vectors(operation, pair, x + at + pair, y + at + pair, scale, shift, least, out + at + pair)
+    for i in range(4 * fours, whole):
+        at = i * lanes
+        if operation == LOG_SOFTMAX_BACKWARD:
+            ask_for(y + at + ahead, lanes)
+        ask_for(out + at + out_ahead, lanes)
+        backward_vectors(operation, lanes, x + at, y + at, scale, shift, least, out + at)
+    if classes % lanes != 0:
+        memcpy(out + classes - lanes, last, lanes * sizeof(real))
+
+
+cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, Py_ssize_t x_step, const real *y,
+                                Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, real *out, Py_ssize_t out_step,
+                                Py_ssize_t own) noexcept nogil:
+    """Up to GROUP rows. `own` elements of out are this thread's: what lies behind them another may be writing, and is not
+    asked for."""
+    cdef Py_ssize_t r, ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(real)
+    cdef real scale[GROUP]
+    cdef real shift[GROUP]
+    cdef real least[GROUP]
+    for r in range(rows):
+        scale[r] = row_total(operation, whole, x + r * x_step, y + r * y_step, classes)
+    if operation == LOG_SOFTMAX_BACKWARD:
+        for r in range(rows):
+            scale[r] = set_factor(scale[r], &shift[r], &least[r])
+    for r in range(rows):
+        backward_row(operation, whole, x + r * x_step, y + r * y_step, classes, scale[r], shift[r], least[r],
+                     out + r * out_step, ahead if r * out_step + classes + ahead <= own else 0)
+
+
+cdef void backward_few(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                       Py_ssize_t classes, real *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
+    """Rows of up to four vectors: of a number that the compiler knows, one takes a fifth less. Not inline, nor the next:
+    together they run out of registers."""
+    cdef Py_ssize_t whole = classes // lanes_of(x)
+    if operation == LOG_SOFTMAX_BACKWARD:
+        if whole == 1:
+            backward_batch(LOG_SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, own)
+        elif whole == 2:
+            backward_batch(LOG_SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, own)
+        elif whole == 3:
+            backward_batch(LOG_SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, own)
+        else:
+            backward_batch(LOG_SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, own)
+    elif whole == 1:
+        backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, own)
+    elif whole == 2:
+        backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, own)
+    elif whole == 3:
+        backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, own)
+    else:
+        backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, own)
+
+
+cdef void backward_many(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                        Py_ssize_t classes, real *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
+    cdef Py_ssize_t whole = classes // lanes_of(x)
+    if operation == LOG_SOFTMAX_BACKWARD:
+        backward_batch(LOG_SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, own)
+    else:
+        backward_batch(SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, own)
+
+
+cdef void backward_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                        Py_ssize_t classes, real *out, Py_ssize_t out_step) noexcept nogil:
+    cdef Py_ssize_t b, r, n, own
+    cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP, BATCH_BYTES // (classes * <Py_ssize_t> sizeof(real))))
+    cylsm_require(classes >= SHORTEST_ROW)
+    for b in range((rows + batch - 1) // batch):
+        r = b * batch
+        n = min(rows - r, batch)
+        own = (rows - 1 - r) * out_step + classes
+        if classes < 5 * lanes_of(x):
+            backward_few(operation, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, out + r * out_step, out_step,
+                         own)
+        else:
+            backward_many(operation, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, out + r * out_step, out_step,
+                          own)
 
 
 # ---- strips ----------------------------------------------------------------------------------------------------
@@ -1999,9 +2179,8 @@ cdef void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssi
 
 
 cdef inline bint written_by_rows(int operation, Py_ssize_t classes) noexcept nogil:
-    """Only x is transposed then, and nothing back: of 4096 x 64 float32 log_softmax_backward takes 33 us on two threads so,
-    and 47 otherwise, log_softmax 40 and 49."""
-    return (operation == LOG_SOFTMAX_BACKWARD or operation == LOG_SOFTMAX) and classes >= SHORTEST_ROW
+    """Nothing is transposed back then: log_softmax of 4096 x 64 float32 takes 40 us on two threads so, and 49 otherwise."""
+    return operation == LOG_SOFTMAX and classes >= SHORTEST_ROW
 
 
 cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -2014,7 +2193,7 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     cdef real *other = scratch + 2 * SCRATCH
     cdef bint by_rows = written_by_rows(operation, classes)
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
-    if has_two(operation) and not by_rows:
+    if has_two(operation):
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
     lanes_group(operation, not by_rows, width, x_lanes, width, y_lanes, width, rows, classes, state, first, factor, x_lanes,
                 width, in_reduce, in_apply)
@@ -2030,7 +2209,6 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
     cdef Py_ssize_t g, r, n, group = LONG_GROUP
     cdef Soon in_reduce, in_apply
     cdef const real *factor_here
-    cdef bint by_rows = written_by_rows(operation, classes)
     cylsm_require(classes * <Py_ssize_t> sizeof(real) <= FEW_BYTES)
     # Weighted sums never: of two sizes of group the compiler makes code that fuses other multiplications.
     if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES and operation != LOGSUMEXP_WEIGHTED:
@@ -2044,12 +2222,12 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
         # Spread over the loops, where they are long: asked for at once, a group of three arrays would be waited for.
         in_reduce.one = x + (r + group) * x_step
         in_reduce.other = in_apply.one = in_apply.other = NULL
-        if is_backward(operation) and not by_rows:
+        if is_backward(operation):
             in_apply.one = y + (r + group) * y_step
         elif y != x:
             in_reduce.other = y + (r + group) * y_step
-        # Not the output behind this block's: another thread may be writing it. By rows a gradient's is asked for later.
-        if out != NULL and r + group < rows and y != x and not by_rows:
+        # Not the output behind this block's: another thread may be writing it.
+        if out != NULL and r + group < rows and y != x:
             in_apply.other = out + (r + group) * out_step
         elif out != NULL and r + group < rows and y == x and out != x:
             in_reduce.other = out + (r + group) * out_step
@@ -2112,6 +2290,7 @@ table.of_float.apply_rows = <apply_kernel> &apply_rows[float]
 table.of_float.apply_strip = <apply_kernel> &apply_strip[float]
 table.of_float.few_strip = <few_kernel> &few_strip[float]
 table.of_float.few_rows = <few_kernel> &few_rows[float]
+table.of_float.backward_rows = <backward_kernel> &backward_rows[float]
 table.of_float.load = <load_kernel> &load[float]
 table.of_float.store = <store_kernel> &store[float]
 table.of_float.exp_of = <exp_kernel> &exp_of[float]
@@ -2127,6 +2306,7 @@ table.of_double.apply_rows = <apply_kernel> &apply_rows[double]
 table.of_double.apply_strip = <apply_kernel> &apply_strip[double]
 table.of_double.few_strip = <few_kernel> &few_strip[double]
 table.of_double.few_rows = <few_kernel> &few_rows[double]
+table.of_double.backward_rows = <backward_kernel> &backward_rows[double]
 table.of_double.load = <load_kernel> &load[double]
 table.of_double.store = <store_kernel> &store[double]
 table.of_double.exp_of = <exp_kernel> &exp_of[double]
