@@ -1084,17 +1084,18 @@ cdef inline double exact_term(int operation, real x, real y) noexcept nogil:
 
 cdef inline void add_vectors(int operation, int n, int known, const real *x, const real *y, double *total,
                              real *carry) noexcept nogil:
-    """Adds the terms of a vector, or the sums of those of two, but for the first `known`, to their lanes."""
+    """Adds the terms of n vectors, one or two, but for the first `known` of one, to their lanes."""
     cdef int j, lanes = <int> lanes_of(x)
     cdef real term, s
     for j in range(lanes):
         if real is float:
             total[j] += exact_term(operation, x[j], y[j]) if j >= known else 0.0
+            if n > 1:
+                total[j] += exact_term(operation, x[lanes + j], y[lanes + j])
         else:
-            term = backward_term(operation, x[j], y[j])
+            term = backward_term(operation, x[j], y[j]) if j >= known else 0.0
             if n > 1:
                 term = term + backward_term(operation, x[lanes + j], y[lanes + j])
-            term = term if j >= known else 0.0
             s = total[j] + term
             carry[j] += lost_in_sum(<real> total[j], term, s)
             total[j] = s
@@ -1108,8 +1109,9 @@ cdef inline void ask_for_terms(int operation, const real *x, const real *y, Py_s
 
 cdef inline real row_total(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes) noexcept nogil:
     """A backward operation's sum over one row, of `whole` vectors and perhaps the beginning of one more: of float in
-    double, of double compensated, two vectors at a time."""
-    cdef Py_ssize_t i, j, lanes = lanes_of(x), paired = 0 if real is float else whole // 2 * 2
+    double, of double compensated."""
+    cdef Py_ssize_t i, j, lanes = lanes_of(x)
+    cdef Py_ssize_t paired = whole // 2 * 2 if real is double or CYLSM_VECTOR_BYTES < LINE_BYTES else 0
     cdef double total[MOST_LANES]
     cdef real carry[MOST_LANES]
     for j in range(lanes):
@@ -1453,20 +1455,25 @@ cdef inline void backward_vectors(int operation, Py_ssize_t n, const real *x, co
 
 cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes, real scale,
                               real shift, real least, real *out, Py_ssize_t out_ahead) noexcept nogil:
-    """One row, vector by vector, or, where exps of double wait for long, four at a time."""
+    """One row. Exps of double wait for long: they are taken four vectors at a time. Otherwise a line is, up to two
+    vectors."""
     cdef Py_ssize_t i, at, lanes = lanes_of(x), pair = 2 * lanes, ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(real)
-    cdef Py_ssize_t fours = whole // 4 if real is double and operation == LOG_SOFTMAX_BACKWARD else 0
+    cdef Py_ssize_t many = 1 if CYLSM_VECTOR_BYTES == LINE_BYTES else 2
     cdef real last[MOST_LANES]
+    if real is double and operation == LOG_SOFTMAX_BACKWARD:
+        many = 4
     if classes % lanes != 0:
         # It overlaps the one before. Out may be an input: it is computed before anything is stored.
         backward_vectors(operation, lanes, x + classes - lanes, y + classes - lanes, scale, shift, least, last)
-    for i in range(fours):
-        at = 4 * i * lanes
-        ask_for(y + at + ahead, 2 * pair)
-        ask_for(out + at + out_ahead, 2 * pair)
-        backward_vectors(operation, pair, x + at, y + at, scale, shift, least, out + at)
-        backward_vectors(operation, pair, x + at + pair, y + at + pair, scale, shift, least, out + at + pair)
-    for i in range(4 * fours, whole):
+    for i in range(whole // many):
+        at = i * many * lanes
+        if operation == LOG_SOFTMAX_BACKWARD:
+            ask_for(y + at + ahead, many * lanes)
+        ask_for(out + at + out_ahead, many * lanes)
+        backward_vectors(operation, min(many, <Py_ssize_t> 2) * lanes, x + at, y + at, scale, shift, least, out + at)
+        if many == 4:
+            backward_vectors(operation, pair, x + at + pair, y + at + pair, scale, shift, least, out + at + pair)
+    for i in range(whole // many * many, whole):
         at = i * lanes
         if operation == LOG_SOFTMAX_BACKWARD:
             ask_for(y + at + ahead, lanes)
