@@ -71,6 +71,7 @@ cdef enum:
     # 16384 x 1000, 0.15 and 0.16. log_softmax_backward of 16384 x 1000 0.14 and 0.16, but of 100000 x 64 float64, 0.59 and
     # 0.29: of rows twice as long. Never softmax, whose exps wait in the output.
     STREAM_ROW_BYTES = 512
+    SOFTMAX_ROW = 32                # classes from which on softmax_rows takes rows, where it is
     ROW_WORK = 16                   # what a row takes beside its elements, its logarithm above all, in elements
 
 cdef enum Regime:
@@ -101,7 +102,8 @@ cdef struct Plan:
     bint out_direct
     bint stream
     bint at_once                    # one kernel reduces, finishes and writes a block:
-    bint backward                   # backward_rows
+    bint backward                   # backward_rows,
+    bint softmax_rows               # softmax_rows, or otherwise few_rows or few_strip
     bint kept                       # exps are kept
     bint ask_early                  # out is asked for while x is reduced
     int threads
@@ -269,6 +271,8 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
                    and task.rows * task.classes * plan.size >= last_level_cache_bytes)
     plan.backward = (backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
                      and not plan.stream)
+    plan.softmax_rows = (plan.regime == FEW and task.operation == SOFTMAX and task.classes >= SOFTMAX_ROW
+                         and plan.kernels.softmax_rows != NULL)
     # Weighted sums of lanes have one body for all lengths, reduce_strip's.
     plan.at_once = plan.backward or plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
                                           and task.operation != LOGSUMEXP_WEIGHTED)
@@ -447,7 +451,9 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     elif task.out.data != NULL:
         out = worker.out_piece
         out_step = block.rows if plan.regime == STRIP else task.classes
-    if plan.backward:
+    if plan.softmax_rows:
+        plan.kernels.softmax_rows(x, x_step, block.rows, task.classes, out, out_step)
+    elif plan.backward:
         plan.kernels.backward_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, out, out_step)
     else:
         kernel(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,

@@ -88,6 +88,9 @@ ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, con
 # The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y.
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                  Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step) noexcept nogil
+# The same of softmax, of rows of at least SHORTEST_ROW and up to few_bytes. out may be x.
+ctypedef void (*softmax_kernel)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, void *out,
+                                Py_ssize_t out_step) noexcept nogil
 # Converts elements of any kind, with any strides (bytes) and alignment: out[i * out_step + j], j < inner.
 ctypedef void (*load_kernel)(Element element, bint swapped, const char *data, Py_ssize_t outer_stride,
                              Py_ssize_t inner_stride, Py_ssize_t outer, Py_ssize_t inner, void *out,
@@ -113,6 +116,7 @@ cdef struct Kernels:
     few_kernel few_rows
     few_kernel few_strip
     backward_kernel backward_rows
+    softmax_kernel softmax_rows  # or NULL: few_rows takes less
     load_kernel load
     store_kernel store
     exp_kernel exp_of
