@@ -63,6 +63,8 @@ cdef enum:
     # float32 along the first axis takes 11 ms so, with 256 lanes, and 18 ms with 64.
     STRIP_BYTES = 262144
     MOST_LANES = 512
+    # Of a backward operation's few classes: all but the last lanes of a block are asked for before they are read.
+    GRADIENT_LANES = 2048
     LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes
     LEAST_LANES = 64
     KEPT_BYTES = 524288             # longest row that is expected to wait in L2 from its reduction to its writing
@@ -255,7 +257,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
             plan.block_rows = plan.block_rows // 2
     else:
         # As many lanes as L2 can hold of a tile: long runs, so that a page is read for more than a line or two.
-        plan.block_rows = MOST_LANES
+        plan.block_rows = GRADIENT_LANES if backward and task.classes <= SHORT_CLASSES else MOST_LANES
         while plan.block_rows > LEAST_LANES and (plan.block_rows * row_bytes > STRIP_BYTES
                                                  or task.rows < 2 * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
