@@ -20,7 +20,7 @@
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
 
 from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
-from libc.math cimport INFINITY, NAN, exp as libm_exp, fabs, fma, fmaf, frexp, ldexp, log as libm_log
+from libc.math cimport INFINITY, NAN, fabs, fma, fmaf, frexp, ldexp, log as libm_log
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -1832,56 +1832,80 @@ cdef inline real low_part(double total, double carry, real high) noexcept nogil:
     return <real> (low + carry) if low - low == 0 else <real> 0.0
 
 
+cdef inline void merge_sums(int operation, Py_ssize_t n, const RowState *state, real *tops, Py_ssize_t rows, Py_ssize_t tiles,
+                            Py_ssize_t at, Py_ssize_t to) noexcept nogil:
+    """merge of up to GROUP rows from `at` on, a tile at a time: the smaller of two tops is brought to multiples of the
+    larger one's exp."""
+    cdef Py_ssize_t t, j, i
+    cdef double other_top, other_ties, other_rest, other_carry, shrink, kept
+    cdef bint same, higher
+    cdef double top[GROUP]
+    cdef double ties[GROUP]
+    cdef double rest[GROUP]
+    cdef double carry[GROUP]
+    for j in range(n):
+        top[j] = lowest(tops)
+        ties[j] = rest[j] = carry[j] = 0
+    for t in range(tiles):
+        i = t * rows + at
+        for j in range(n):
+            other_rest = (<const real *> state.rest)[i + j]
+            other_carry = (<const real *> state.carry)[i + j]
+            if not is_backward(operation):
+                other_top = tops[i + j]
+                other_ties = (<const real *> state.ties)[i + j]
+                same = other_top == top[j]
+                higher = other_top > top[j]
+                shrink = exp_near(top[j] if higher else other_top, other_top if higher else top[j]) * exp_unit(&shrink)
+                kept = other_rest if higher else rest[j]
+                other_rest = other_rest if same else shrink * (ties[j] + rest[j] if higher else other_ties + other_rest)
+                rest[j] = kept
+                kept = other_carry if higher else carry[j]
+                other_carry = other_carry if same else shrink * (carry[j] if higher else other_carry)
+                carry[j] = kept
+                ties[j] = ties[j] + other_ties if same else (other_ties if higher else ties[j])
+                top[j] = other_top if higher else top[j]
+            add_double(other_rest, &rest[j], &carry[j])
+            carry[j] += other_carry
+    for j in range(0 if is_backward(operation) else n):
+        tops[to + j] = <real> top[j]
+    for j in range(n):
+        (<real *> state.ties)[to + j] = <real> ties[j]
+    for j in range(n):
+        (<real *> state.rest)[to + j] = <real> rest[j]
+    for j in range(n):
+        (<real *> state.carry)[to + j] = low_part(rest[j], carry[j], <real> rest[j])
+
+
+cdef inline void merge_cost(const real *any, const RowState *state, Py_ssize_t rows, Py_ssize_t tiles, Py_ssize_t at,
+                            Py_ssize_t to) noexcept nogil:
+    cdef Py_ssize_t t, i
+    cdef double cost = 0, carry = 0, mass = 0, mass_carry = 0
+    for t in range(tiles):
+        i = t * rows + at
+        add_double((<const real *> state.cost)[i], &cost, &carry)
+        carry += (<const real *> state.carry)[i]
+        add_double((<const real *> state.mass)[i], &mass, &mass_carry)
+        mass_carry += (<const real *> state.mass_carry)[i]
+    (<real *> state.cost)[to] = <real> cost
+    (<real *> state.carry)[to] = low_part(cost, carry, <real> cost)
+    (<real *> state.mass)[to] = <real> mass
+    (<real *> state.mass_carry)[to] = low_part(mass, mass_carry, <real> mass)
+
+
 cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t rows, Py_ssize_t tiles,
                 Py_ssize_t first) noexcept nogil:
-    cdef Py_ssize_t r, t, i
-    cdef double top, ties, rest, carry, other_top, other_ties, other_rest, other_carry, shrink, mass, mass_carry
-    for r in range(rows):
-        top = lowest(tops)
-        ties = rest = carry = mass = mass_carry = 0
-        for t in range(tiles):
-            i = t * rows + r
-            if operation == MIXTURE_COST:
-                add_double((<const real *> state.cost)[i], &rest, &carry)
-                carry += (<const real *> state.carry)[i]
-                add_double((<const real *> state.mass)[i], &mass, &mass_carry)
-                mass_carry += (<const real *> state.mass_carry)[i]
-                continue
-            other_rest = (<const real *> state.rest)[i]
-            other_carry = (<const real *> state.carry)[i]
-            if is_backward(operation):
-                add_double(other_rest, &rest, &carry)
-                carry += other_carry
-                continue
-            other_top = tops[i]
-            other_ties = (<const real *> state.ties)[i]
-            if other_top == top:
-                ties += other_ties
-            elif other_top > top:
-                shrink = libm_exp(top - other_top)
-                other_rest, rest = rest, other_rest
-                other_carry, carry = carry, other_carry
-                other_ties, ties = ties, other_ties
-                top = other_top
-                other_rest = shrink * (other_ties + other_rest)
-                other_carry = shrink * other_carry
-            else:
-                shrink = libm_exp(other_top - top)
-                other_rest = shrink * (other_ties + other_rest)
-                other_carry = shrink * other_carry
-            add_double(other_rest, &rest, &carry)
-            carry += other_carry
-        i = first + r
-        if operation == MIXTURE_COST:
-            (<real *> state.cost)[i] = <real> rest
-            (<real *> state.carry)[i] = low_part(rest, carry, <real> rest)
-            (<real *> state.mass)[i] = <real> mass
-            (<real *> state.mass_carry)[i] = low_part(mass, mass_carry, <real> mass)
+    cdef Py_ssize_t r, b
+    if operation == MIXTURE_COST:
+        for r in range(rows):
+            merge_cost(tops, state, rows, tiles, r, first + r)
+        return
+    for b in range((rows + GROUP - 1) // GROUP):
+        r = b * GROUP
+        if operation == LOG_SOFTMAX_BACKWARD or operation == SOFTMAX_BACKWARD:
+            merge_sums(LOG_SOFTMAX_BACKWARD, min(rows - r, <Py_ssize_t> GROUP), state, tops, rows, tiles, r, first + r)
         else:
-            tops[i] = <real> top
-            (<real *> state.ties)[i] = <real> ties
-            (<real *> state.rest)[i] = <real> rest
-            (<real *> state.carry)[i] = low_part(rest, carry, <real> rest)
+            merge_sums(LOGSUMEXP, min(rows - r, <Py_ssize_t> GROUP), state, tops, rows, tiles, r, first + r)
 
 
 cdef inline double signed_log(double ties, double rest, double carry, double *low, double *sign) noexcept nogil:
@@ -1971,19 +1995,15 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
 
 cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ssize_t tiles,
                  Py_ssize_t first) noexcept nogil:
-    cdef Py_ssize_t r, t, i
-    cdef real top
-    cdef double scale, half
-    for r in range(rows):
-        top = tops[first + r]
-        for t in range(tiles):
-            i = t * rows + r
-            scale = (<const real *> state.scale)[first + r]
-            if tops[i] != top:
-                # In two steps: that of a large factor need not be as small as the exp.
-                half = libm_exp(0.5 * (<double> tops[i] - top))
-                scale = scale * half * half
-            (<real *> state.scale)[i] = <real> scale
+    cdef Py_ssize_t r, t
+    cdef double top, half
+    for t in range(tiles):
+        for r in range(rows):
+            # In two steps: that of a large factor need not be as small as the exp.
+            top = tops[first + r]
+            half = exp_near(0.5 * tops[t * rows + r], 0.5 * top) * exp_unit(&half)
+            half = 1.0 if tops[t * rows + r] == top else half
+            (<real *> state.scale)[t * rows + r] = <real> ((<const real *> state.scale)[first + r] * half * half)
 
 
 # ---- few classes: reduced, finished and written in one go ----------------------------------------------------------
