@@ -17,6 +17,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from cylsm._kernels cimport (
     GROUP,
+    LONGEST_SOFTMAX,
     LOG_SOFTMAX,
     LOG_SOFTMAX_BACKWARD,
     LOGSUMEXP,
@@ -26,6 +27,7 @@ from cylsm._kernels cimport (
     SCRATCH,
     SHORT_CLASSES,
     SHORTEST_ROW,
+    SHORTEST_SOFTMAX,
     SOFTMAX,
     SOFTMAX_BACKWARD,
     SOFTMAX_GRADIENT,
@@ -73,7 +75,6 @@ cdef enum:
     # 16384 x 1000, 0.15 and 0.16. log_softmax_backward of 16384 x 1000 0.14 and 0.16, but of 100000 x 64 float64, 0.59 and
     # 0.29: of rows twice as long. Never softmax, whose exps wait in the output.
     STREAM_ROW_BYTES = 512
-    SOFTMAX_ROW = 32                # classes from which on softmax_rows takes rows, where it is
     ROW_WORK = 16                   # what a row takes beside its elements, its logarithm above all, in elements
 
 cdef enum Regime:
@@ -267,17 +268,17 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.x_direct = is_direct(plan, &task.x)
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
-    plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place
-                   and not is_softmax(task.operation)
+    plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place and not is_softmax(task.operation)
                    and task.classes * plan.size >= (2 if backward else 1) * STREAM_ROW_BYTES
                    and task.rows * task.classes * plan.size >= last_level_cache_bytes)
     plan.backward = (backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
                      and not plan.stream)
-    plan.softmax_rows = (plan.regime == FEW and task.operation == SOFTMAX and task.classes >= SOFTMAX_ROW
-                         and plan.kernels.softmax_rows != NULL)
+    plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
+                         and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
+    plan.at_once = plan.backward or plan.softmax_rows or plan.regime == FEW
     # Weighted sums of lanes have one body for all lengths, reduce_strip's.
-    plan.at_once = plan.backward or plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
-                                          and task.operation != LOGSUMEXP_WEIGHTED)
+    if plan.regime == STRIP:
+        plan.at_once = task.classes <= SHORT_CLASSES and task.operation != LOGSUMEXP_WEIGHTED
     plan.kept = not plan.at_once and is_softmax(task.operation) and (plan.out_direct or plan.tiles == 1)
     plan.ask_early = (plan.regime == ROWS and plan.out_direct and not plan.stream
                       and task.classes * plan.size <= KEPT_BYTES)

@@ -15,6 +15,8 @@ cdef enum:
     # A longer row is cut into tiles of about this size at most, read again from L2. logsumexp of rows of 5003 float32
     # classes takes 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
+    SHORTEST_SOFTMAX = 32 # elements of a row that softmax_rows takes: two to eight vectors of 64 bytes and part of one
+    LONGEST_SOFTMAX = 143
     SHORT_CLASSES = 16    # that few_strip takes at most
     GROUP = 64            # rows that few_rows transposes together, a power of 4,
     LONG_GROUP = 16       # or so many where they are longer than a line: the group stays in L1
@@ -88,7 +90,7 @@ ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, con
 # The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y.
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                  Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step) noexcept nogil
-# The same of softmax, of rows of at least SHORTEST_ROW and up to few_bytes. out may be x.
+# The same of softmax, of rows of SHORTEST_SOFTMAX to LONGEST_SOFTMAX classes. out may be x.
 ctypedef void (*softmax_kernel)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, void *out,
                                 Py_ssize_t out_step) noexcept nogil
 # Converts elements of any kind, with any strides (bytes) and alignment: out[i * out_step + j], j < inner.
@@ -116,7 +118,7 @@ cdef struct Kernels:
     few_kernel few_rows
     few_kernel few_strip
     backward_kernel backward_rows
-    softmax_kernel softmax_rows  # or NULL: few_rows takes less
+    softmax_kernel softmax_rows  # or NULL: the others take less
     load_kernel load
     store_kernel store
     exp_kernel exp_of

@@ -42,11 +42,13 @@ from cylsm._kernels cimport (
     LOGSUMEXP,
     LOGSUMEXP_WEIGHTED,
     LONG_GROUP,
+    LONGEST_SOFTMAX,
     MIXTURE,
     MIXTURE_COST,
     SCRATCH,
     SHORT_CLASSES,
     SHORTEST_ROW,
+    SHORTEST_SOFTMAX,
     SOFTMAX,
     SOFTMAX_BACKWARD,
     SOFTMAX_GRADIENT,
@@ -1505,8 +1507,8 @@ cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, 
 
 cdef void backward_few(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                        Py_ssize_t classes, real *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
-    """Rows of up to four vectors: of a number that the compiler knows, one takes a fifth less. Not inline, nor the next:
-    together they run out of registers."""
+    """Rows of up to four vectors: of a number that the compiler knows, the shortest takes a fifth less. Not inline, nor the
+    next: together they run out of registers."""
     cdef Py_ssize_t whole = classes // lanes_of(x)
     if operation == LOG_SOFTMAX_BACKWARD:
         if whole == 1:
@@ -1517,14 +1519,15 @@ cdef void backward_few(int operation, const real *x, Py_ssize_t x_step, const re
             backward_batch(LOG_SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, own)
         else:
             backward_batch(LOG_SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, own)
-    elif whole == 1:
-        backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, own)
-    elif whole == 2:
-        backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, own)
-    elif whole == 3:
-        backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, own)
     else:
-        backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, own)
+        if whole == 1:
+            backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, own)
+        elif whole == 2:
+            backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, own)
+        elif whole == 3:
+            backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, own)
+        else:
+            backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, own)
 
 
 cdef void backward_many(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -1647,9 +1650,10 @@ cdef inline void softmax_batch(Py_ssize_t whole, const float *x, Py_ssize_t x_st
 
 cdef void softmax_rows(const float *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, float *out,
                        Py_ssize_t out_step) noexcept nogil:
+    """Rows of two to eight vectors: of a number that the compiler knows, one takes a tenth less."""
     cdef Py_ssize_t b, r, n, own, whole = classes // lanes_of(x)
-    cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP, BATCH_BYTES // (classes * <Py_ssize_t> sizeof(float))))
-    cylsm_require(classes >= SHORTEST_ROW)
+    cdef Py_ssize_t batch = min(<Py_ssize_t> GROUP, BATCH_BYTES // (classes * <Py_ssize_t> sizeof(float)))
+    cylsm_require(SHORTEST_SOFTMAX <= classes <= LONGEST_SOFTMAX)
     for b in range((rows + batch - 1) // batch):
         r = b * batch
         n = min(rows - r, batch)
@@ -1660,8 +1664,14 @@ cdef void softmax_rows(const float *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ss
             softmax_batch(3, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
         elif whole == 4:
             softmax_batch(4, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+        elif whole == 5:
+            softmax_batch(5, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+        elif whole == 6:
+            softmax_batch(6, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+        elif whole == 7:
+            softmax_batch(7, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
         else:
-            softmax_batch(whole, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+            softmax_batch(8, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
 
 
 # ---- strips ----------------------------------------------------------------------------------------------------
@@ -2432,9 +2442,9 @@ cdef KernelTable table
 # like AVX2.
 table.of_float.few_bytes = FEW_BYTES if CYLSM_VECTOR_BYTES == 64 else 80 * sizeof(float)
 table.of_double.few_bytes = FEW_BYTES
-# In vectors of 16 floats softmax of rows of two and more takes less by rows, with the sums in double: 4096 x 32, 42 us on one
-# thread and 47 in groups, x 64 67 and 87, x 126 130 and 154; 100000 x 64 1.7 ms and 2.2. It takes longer in vectors of
-# 8, and in double.
+# In vectors of 16 floats softmax of rows of two to eight takes less so, with sums in double: 4096 x 32, 39 us on one thread
+# and 48 in groups, x 64 63 and 88; x 128, 109 us and 118 by reduce_rows; 100000 x 64 1.6 ms and 2.3. It takes longer in
+# vectors of 8, and in double.
 table.of_float.softmax_rows = <softmax_kernel> &softmax_rows if CYLSM_VECTOR_BYTES == 64 else NULL
 table.of_double.softmax_rows = NULL
 
