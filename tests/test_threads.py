@@ -34,7 +34,7 @@ SHAPES = (
 )
 
 # Classes of rows that are moved about in a batch, around what sets few classes, blocks and tiles apart
-PLACED = (1, 2, 3, 4, 5, 8, 10, 16, 17, 24, 25, 33, 63, 64, 80, 100, 126, 129, 1000, 4096, 4099, 9001)
+PLACED = (1, 2, 3, 4, 5, 8, 10, 16, 17, 24, 25, 33, 63, 64, 80, 100, 126, 129, 143, 1000, 4096, 4099, 9001)
 
 each_function = pytest.mark.parametrize("function", accuracy.FUNCTIONS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

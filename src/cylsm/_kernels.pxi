@@ -13,8 +13,9 @@
 #     classes it counts from the largest, and carries what the subtraction lost: that takes less than the way back.
 #     Probabilities count from the largest too, whose exp is 1 then; of more classes than those few, without the carry,
 #     since their limit grows with the gap as the rounding of x - top does, and without counting ties.
-# (d) Sums are compensated: term by term where there are few, in long rows two terms (float) or four (double) at a time.
-#     The pair (rest, carry) is used in full by the logarithm.
+# (d) Sums are compensated: term by term where there are few, in long rows two or four terms at a time.
+#     The pair (rest, carry) is used in full by the logarithm. Where only the sum itself is needed, by the backward
+#     operations and softmax of short rows, those of float are taken in double.
 # (e) The end of a row that is no multiple of its lanes is read as an overlapping vector whose known lanes are masked. It
 #     is copied before anything is stored, since `out` may be the input.
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
@@ -749,9 +750,9 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                     e0 = e0 + e1
                 if n > 3:
                     e2 = e2 + e3
-                if n > 2 and (real is float or operation == SOFTMAX_BACKWARD):
-                    # One addition less without compensation: where a class nearly ties, each may cost an ulp of the result.
-                    # softmax_backward's products have been rounded before.
+                if n > 2 and (real is float or operation == SOFTMAX_BACKWARD or operation == SOFTMAX):
+                    # One addition less without compensation: where a class nearly ties, each may cost an ulp of the result,
+                    # and softmax's sum holds the largest exp itself. softmax_backward's products have been rounded before.
                     add_term(backward, e0, &sum_here, &lost)
                     e0 = e2
                 elif n > 2:
