@@ -107,7 +107,7 @@ ctypedef void (*exp_kernel)(const void *x, void *out, Py_ssize_t n) noexcept nog
 ctypedef void (*pair_kernel)(const void *x, const void *y, void *out, Py_ssize_t n) noexcept nogil
 
 cdef struct Kernels:
-    Py_ssize_t few_bytes  # rows up to here go to few_rows
+    Py_ssize_t few_bytes  # rows up to here go to few_rows, but for backward_rows' and softmax_rows'
     reduce_kernel reduce_rows
     reduce_kernel reduce_strip
     merge_kernel merge

@@ -108,12 +108,12 @@ cdef enum:
     REGISTER_CLASSES = 4      # up to here all of a lane's classes stay in registers
     AT_ONCE = 4 * GROUP       # lanes of so few classes that are taken at a time; of more, up to NEAR_CLASSES, half as many
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
-    # Rows that a backward operation adds up before it writes them: few, so that memory is read while exps are taken, and many
+    # Rows that a backward operation, or softmax_rows, adds up before it writes them: few, so that memory is read while exps are taken, and many
     # enough to hide what waits at the end of a sum. log_softmax_backward of 50000 x 100 float32 takes 1.26 ms on one thread
     # so, and 1.38 with 16 KB; of 4096 x 64, 52 us and 55 with 4 KB.
     BATCH_BYTES = 8192
-    # So far ahead are the rows of a gradient asked for, which no maximum has brought into the caches: log_softmax_backward
-    # of 4096 x 1000 float32 takes 1.37 ms on one thread so, and 1.93 without.
+    # So far ahead are outputs asked for, and the inputs of a gradient, which no maximum has brought into the caches:
+    # log_softmax_backward of 50000 x 100 float32 takes 1.27 ms on one thread so, and 1.96 without.
     AHEAD_BYTES = 4096
 
 # What the exps of a row count from.
@@ -996,6 +996,15 @@ cdef inline void fold(bint largest, real *lanes, Py_ssize_t each, Py_ssize_t row
                                   joined(largest, columns[4 + j], columns[j]))
 
 
+cdef inline real folded(bint largest, real *lanes, Py_ssize_t each) noexcept nogil:
+    """The same of one row."""
+    if each > 8:
+        halve(largest, lanes, each, 8, 1)
+    if each > 4:
+        halve(largest, lanes, each, 4, 1)
+    return joined(largest, joined(largest, lanes[0], lanes[2]), joined(largest, lanes[1], lanes[3]))
+
+
 cdef inline void halve_sum(real *total, real *carry, Py_ssize_t each, Py_ssize_t half, Py_ssize_t rows) noexcept nogil:
     """The same with compensated sums."""
     cdef Py_ssize_t r, j
@@ -1132,11 +1141,7 @@ cdef inline real row_total(int operation, Py_ssize_t whole, const real *x, const
         # It overlaps what has been added.
         add_vectors(operation, 1, <int> (lanes - classes % lanes), x + classes - lanes, y + classes - lanes, total, carry)
     if real is float:
-        if lanes > 8:
-            halve(False, total, lanes, 8, 1)
-        if lanes > 4:
-            halve(False, total, lanes, 4, 1)
-        return <real> ((total[0] + total[2]) + (total[1] + total[3]))
+        return <real> folded(False, total, lanes)
     else:
         if lanes > 4:
             halve_sum(total, carry, lanes, 4, 1)
@@ -1171,7 +1176,7 @@ cdef inline void row_sum(int operation, bint keep, int origin, const real *x, co
     while i + group <= classes:
         if ahead > 0:
             ask_for(x + i + ahead, group)
-            if reads_y(operation):
+            if operation == LOGSUMEXP_WEIGHTED:
                 ask_for(y + i + ahead, group)
         if keep and i + AHEAD_BYTES // <Py_ssize_t> sizeof(real) < own:
             ask_for(exps + i + AHEAD_BYTES // <Py_ssize_t> sizeof(real), group)
@@ -1187,7 +1192,7 @@ cdef inline void row_sum(int operation, bint keep, int origin, const real *x, co
     if i < classes:
         for lane in range(<int> lanes):
             last_x[lane] = end[lane] if lane >= known else <real> -INFINITY
-        if reads_y(operation):
+        if operation == LOGSUMEXP_WEIGHTED:
             for lane in range(<int> lanes):
                 last_y[lane] = y[classes - lanes + lane] if lane >= known else <real> 0.0
         sum_of_classes(operation, 1, False, False, False, origin, lanes, last_x, lanes, last_y, lanes, row, BATCH, 0, sums,
@@ -1498,9 +1503,11 @@ cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, 
     cdef real least[GROUP]
     for r in range(rows):
         scale[r] = row_total(operation, whole, x + r * x_step, y + r * y_step, classes)
-    if operation == LOG_SOFTMAX_BACKWARD:
-        for r in range(rows):
+    for r in range(rows):
+        if operation == LOG_SOFTMAX_BACKWARD:
             scale[r] = set_factor(scale[r], &shift[r], &least[r])
+        else:
+            shift[r] = least[r] = 0
     for r in range(rows):
         backward_row(operation, whole, x + r * x_step, y + r * y_step, classes, scale[r], shift[r], least[r],
                      out + r * out_step, ahead if r * out_step + classes + ahead <= own else 0)
@@ -1569,11 +1576,7 @@ cdef inline float row_top(Py_ssize_t whole, const float *x, Py_ssize_t classes) 
         raise_lanes(SOFTMAX, x + i * lanes, x, top)
     if classes % lanes != 0:
         raise_lanes(SOFTMAX, x + classes - lanes, x, top)
-    if lanes > 8:
-        halve(True, top, lanes, 8, 1)
-    if lanes > 4:
-        halve(True, top, lanes, 4, 1)
-    return larger(larger(top[0], top[2]), larger(top[1], top[3]))
+    return folded(True, top, lanes)
 
 
 cdef inline void exps_of_vector(const float *x, float top, int known, float *exps, double *total) noexcept nogil:
@@ -1587,7 +1590,7 @@ cdef inline void exps_of_vector(const float *x, float top, int known, float *exp
 
 cdef inline double row_exps(Py_ssize_t whole, const float *x, Py_ssize_t classes, float top, float *exps,
                             Py_ssize_t exps_ahead) noexcept nogil:
-    """Stores a row's exps, relative to its top, and returns their sum. Meanwhile the next batch is asked for."""
+    """Stores a row's exps, relative to its top, and returns their sum. Meanwhile x of the next batch is asked for."""
     cdef Py_ssize_t i, j, lanes = lanes_of(x), ahead = BATCH_BYTES // <Py_ssize_t> sizeof(float)
     cdef double total[MOST_LANES]
     cdef float here[MOST_LANES]
@@ -1604,11 +1607,7 @@ cdef inline double row_exps(Py_ssize_t whole, const float *x, Py_ssize_t classes
         memcpy(exps + i * lanes, here, lanes * sizeof(float))
     if classes % lanes != 0:
         memcpy(exps + classes - lanes, last, lanes * sizeof(float))
-    if lanes > 8:
-        halve(False, total, lanes, 8, 1)
-    if lanes > 4:
-        halve(False, total, lanes, 4, 1)
-    return (total[0] + total[2]) + (total[1] + total[3])
+    return folded(False, total, lanes)
 
 
 cdef inline void scale_row(Py_ssize_t whole, float *row, Py_ssize_t classes, float scale) noexcept nogil:
@@ -1637,7 +1636,8 @@ cdef inline void softmax_batch(Py_ssize_t whole, const float *x, Py_ssize_t x_st
     for r in range(rows):
         infinite |= top[r] == <float> INFINITY
     for r in range(rows if infinite else 0):
-        beside[r] = beside_infinity(x + r * x_step, 1, classes)
+        if top[r] == <float> INFINITY:
+            beside[r] = beside_infinity(x + r * x_step, 1, classes)
     for r in range(rows):
         total[r] = row_exps(whole, x + r * x_step, classes, top[r], out + r * out_step,
                             ahead if r * out_step + classes + ahead <= own else 0)
@@ -1880,7 +1880,7 @@ cdef inline void merge_sums(int operation, Py_ssize_t n, const RowState *state, 
             carry[j] += other_carry
     for j in range(0 if is_backward(operation) else n):
         tops[to + j] = <real> top[j]
-    for j in range(n):
+    for j in range(0 if is_backward(operation) else n):
         (<real *> state.ties)[to + j] = <real> ties[j]
     for j in range(n):
         (<real *> state.rest)[to + j] = <real> rest[j]
@@ -2007,14 +2007,17 @@ cdef void finish(int operation, const RowState *state, Py_ssize_t first, Py_ssiz
 cdef void spread(const RowState *state, const real *tops, Py_ssize_t rows, Py_ssize_t tiles,
                  Py_ssize_t first) noexcept nogil:
     cdef Py_ssize_t r, t
-    cdef double top, half
+    cdef double top, here, part
+    cdef bint near
     for t in range(tiles):
         for r in range(rows):
-            # In two steps: that of a large factor need not be as small as the exp.
             top = tops[first + r]
-            half = exp_near(0.5 * tops[t * rows + r], 0.5 * top) * exp_unit(&half)
-            half = 1.0 if tops[t * rows + r] == top else half
-            (<real *> state.scale)[t * rows + r] = <real> ((<const real *> state.scale)[first + r] * half * half)
+            here = tops[t * rows + r]
+            # Far from the top in two steps: that of a large factor need not be as small as the exp.
+            near = here > top - 500
+            part = exp_near(here if near else 0.5 * here, top if near else 0.5 * top) * exp_unit(&part)
+            part = 1.0 if here == top else part
+            (<real *> state.scale)[t * rows + r] = <real> ((<const real *> state.scale)[first + r] * part * (1.0 if near else part))
 
 
 # ---- few classes: reduced, finished and written in one go ----------------------------------------------------------
@@ -2437,10 +2440,10 @@ cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept
 
 cdef KernelTable table
 
-# Rows up to here are transposed in groups, so that the lanes of a vector are rows. Softmax of 4096 rows takes so, and by
-# rows, ns an element on two threads: of 100 float32 classes 0.17 and 0.21 on AVX-512, of 126 as long, of 77 on AVX2
-# 0.25 and 0.26, of 96 0.23 and 0.20; of 50 float64 classes 0.40 and 0.60 on AVX-512, 0.56 and 0.62 on AVX2. Baseline is
-# like AVX2.
+# Rows up to here are transposed in groups, so that the lanes of a vector are rows. On AVX-512 logsumexp of 4096 rows takes
+# so, and by rows, on one thread: of 100 float32 classes 83 us and 101, of 50 float64 classes 107 and 164. On AVX2 softmax
+# takes, ns an element on two threads, of 77 float32 classes 0.25 and 0.26, of 96 0.23 and 0.20, of 50 float64 classes 0.56
+# and 0.62. Baseline is like AVX2.
 table.of_float.few_bytes = FEW_BYTES if CYLSM_VECTOR_BYTES == 64 else 80 * sizeof(float)
 table.of_double.few_bytes = FEW_BYTES
 # In vectors of 16 floats softmax of rows of two to eight takes less so, with sums in double: 4096 x 32, 39 us on one thread
