@@ -15,7 +15,7 @@ cdef enum:
     # A longer row is cut into tiles of about this size at most, read again from L2. logsumexp of rows of 5003 float32
     # classes takes 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
-    SHORTEST_SOFTMAX = 32 # elements of a row that softmax_rows takes: two to eight vectors of 64 bytes and part of one
+    SHORTEST_SOFTMAX = 32  # elements of a row that softmax_rows takes: two to eight vectors of 64 bytes and part of one
     LONGEST_SOFTMAX = 143
     SHORT_CLASSES = 16    # that few_strip takes at most
     GROUP = 64            # rows that few_rows transposes together, a power of 4,
