@@ -16,34 +16,8 @@ import cylsm
 pytestmark = pytest.mark.usefixtures("isa")
 
 INF, NAN = np.inf, np.nan
-LENGTHS = (
-    1,
-    2,
-    3,
-    15,
-    16,
-    17,
-    31,
-    32,
-    33,
-    63,
-    64,
-    65,
-    80,
-    81,
-    126,
-    127,
-    128,
-    129,
-    143,
-    144,
-    1000,
-    2047,
-    2049,
-    4095,
-    4097,
-    5003,
-)
+LENGTHS = (1, 2, 3, *range(15, 18), *range(31, 34), *range(63, 66), 80, 81, *range(126, 130), 143, 144, 1000)
+LENGTHS += (2047, 2049, 4095, 4097, 5003)
 EACH = [*range(6)]  # the rows that hold something special
 
 each_length = pytest.mark.parametrize("length", LENGTHS)
