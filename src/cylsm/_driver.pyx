@@ -53,6 +53,7 @@ cdef enum:
     MOST_BLOCK_ROWS = 128           # log_softmax of 4096 x 128 float32 takes 79 us so, and 85 with 32
     FEWER_BYTES = 32768             # blocks are halved down to this, so that threads have
     MANY_BLOCKS = 8                 # so many of them
+    EQUAL_BLOCKS = 4                # and their number is a multiple of this
     STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
     MOST_STRIP_TILES = 16           # each has a state of its own
     # So many tiles of a row are made equal, in whole lines, and their number even: two threads that share a row finish
@@ -256,6 +257,11 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         while (plan.block_rows > 1 and plan.block_rows * row_bytes > FEWER_BYTES
                and task.rows < MANY_BLOCKS * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
+        # A few threads get equal shares: log_softmax of 2048 x 257 float32 in 17 blocks would be shared as 1143 rows and 905.
+        plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows
+        if plan.blocks_across > MANY_BLOCKS and plan.tiles == 1:
+            plan.blocks_across = (plan.blocks_across + EQUAL_BLOCKS - 1) // EQUAL_BLOCKS * EQUAL_BLOCKS
+            plan.block_rows = (across + plan.blocks_across - 1) // plan.blocks_across
     else:
         # As many lanes as L2 can hold of a tile: long runs, so that a page is read for more than a line or two.
         plan.block_rows = GRADIENT_LANES if backward and task.classes <= SHORT_CLASSES else MOST_LANES
