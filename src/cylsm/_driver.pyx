@@ -1,9 +1,9 @@
 # The only parallel loop. Knows rows, tiles and scratch memory; nothing of losses, of arrays' flags or of Python.
 #
 # (a) Three regimes. FEW: short rows, transposed in groups. ROWS: a row's classes lie side by side. STRIP: rows lie side by
-#     side. Few classes, and rows of the backward operations, are reduced and written by one kernel. All that is chosen by the
-#     row's length and class stride alone, so that a row's bits depend on nothing else; how many rows a block has, and who
-#     computes it, changes no bit.
+#     side. Few classes, short rows of softmax and rows of the backward operations are reduced and written by one kernel. All
+#     that is chosen by the row's length and class stride alone, so that a row's bits depend on nothing else; how many rows a
+#     block has, and who computes it, changes no bit.
 # (b) A row longer than a tile is reduced tile by tile, merged in order, and written tile by tile, whether one thread
 #     does all of that or several share the tiles of one row.
 # (c) What a kernel cannot read or write in place (another dtype, byte order, stride) passes through a piece of scratch.

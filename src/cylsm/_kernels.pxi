@@ -9,8 +9,8 @@
 #     infinities are ties and the others add 0, a row of -inf only has the sum 0, and a nan reaches rest through exp
 #     or, where the top itself is nan, through the way to multiples of exp(top).
 # (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x of an ordinary row needs no
-#     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end. Of few
-#     classes it counts from the largest, and carries what the subtraction lost: that takes less than the way back.
+#     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end. Of few classes it counts from the
+#     largest, and carries what the subtraction lost: that takes less than the way back.
 #     Probabilities count from the largest too, whose exp is 1 then; of more classes than those few, without the carry,
 #     since their limit grows with the gap as the rounding of x - top does, and without counting ties.
 # (d) Sums are compensated: term by term where there are few, in long rows two or four terms at a time.
@@ -108,9 +108,9 @@ cdef enum:
     REGISTER_CLASSES = 4      # up to here all of a lane's classes stay in registers
     AT_ONCE = 4 * GROUP       # lanes of so few classes that are taken at a time; of more, up to NEAR_CLASSES, half as many
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
-    # Rows that a backward operation, or softmax_rows, adds up before it writes them: few, so that memory is read while exps are taken, and many
-    # enough to hide what waits at the end of a sum. log_softmax_backward of 50000 x 100 float32 takes 1.26 ms on one thread
-    # so, and 1.38 with 16 KB; of 4096 x 64, 52 us and 55 with 4 KB.
+    # Rows that a backward operation, or softmax_rows, adds up before it writes them: few, so that memory is read while exps
+    # are taken, and many enough to hide what waits at the end of a sum. log_softmax_backward of 4096 x 64 float32 takes
+    # 52 us on one thread so, and 55 with 4 KB; of 50000 x 100, 1.26 ms and 1.15.
     BATCH_BYTES = 8192
     # So far ahead are outputs asked for, and the inputs of a gradient, which no maximum has brought into the caches:
     # log_softmax_backward of 50000 x 100 float32 takes 1.27 ms on one thread so, and 1.96 without.
@@ -1913,7 +1913,7 @@ cdef void merge(int operation, const RowState *state, real *tops, Py_ssize_t row
         return
     for b in range((rows + GROUP - 1) // GROUP):
         r = b * GROUP
-        if operation == LOG_SOFTMAX_BACKWARD or operation == SOFTMAX_BACKWARD:
+        if is_backward(operation):
             merge_sums(LOG_SOFTMAX_BACKWARD, min(rows - r, <Py_ssize_t> GROUP), state, tops, rows, tiles, r, first + r)
         else:
             merge_sums(LOGSUMEXP, min(rows - r, <Py_ssize_t> GROUP), state, tops, rows, tiles, r, first + r)
