@@ -192,6 +192,26 @@ def cache_bytes():
 
 
 @on_each_isa
+@each_dtype
+@pytest.mark.parametrize("function", ["log_softmax", "softmax"])
+@pytest.mark.parametrize("classes", [129, 144, 200, 257, 300, 513, 1000, 4100])
+def test_rows_written_while_others_are_added_up(function, classes, dtype, cache_bytes, seed):
+    """Each row has the bits that it has alone, whatever the caches hold, however many rows there are, in place and not."""
+    call = getattr(cylsm, function)
+    x = among_special_rows(large(function, (37, classes), 1, dtype, seed))["x"]
+    cache_bytes(1 << 40)
+    wanted = np.stack([call(row) for row in x])
+    for size in (1 << 40, 0):
+        cache_bytes(size)
+        for rows in (1, 2, 5, 16, 17, 32, 33, 37):
+            for start in (0, 1, 9):
+                out = np.empty(rows * classes + start, dtype)[start:].reshape(rows, classes)
+                accuracy.assert_same_bits(call(x[:rows], out=out), wanted[:rows])
+            out[...] = x[:rows]
+            accuracy.assert_same_bits(call(out, out=out), wanted[:rows])
+
+
+@on_each_isa
 @pytest.mark.parametrize("beyond", [0, 1, 8, 16, 20])
 @pytest.mark.parametrize("row_bytes", [512, 1200, 65536, 2 * 65536])
 @pytest.mark.parametrize(

@@ -87,12 +87,18 @@ ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
-# The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y.
+# The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y. `far`: no
+# cache holds the arrays.
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
-                                 Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step) noexcept nogil
+                                 Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step,
+                                 bint far) noexcept nogil
+# The same of LOG_SOFTMAX and SOFTMAX, to the bits of reduce_rows, finish and apply_rows; streamed, which SOFTMAX never is,
+# out goes around the caches. out may be x.
+ctypedef void (*forward_kernel)(int operation, const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
+                                void *out, Py_ssize_t out_step, bint far, bint stream) noexcept nogil
 # The same of softmax, of rows of SHORTEST_SOFTMAX to LONGEST_SOFTMAX classes. out may be x.
 ctypedef void (*softmax_kernel)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, void *out,
-                                Py_ssize_t out_step) noexcept nogil
+                                Py_ssize_t out_step, bint far) noexcept nogil
 # Converts elements of any kind, with any strides (bytes) and alignment: out[i * out_step + j], j < inner.
 ctypedef void (*load_kernel)(Element element, bint swapped, const char *data, Py_ssize_t outer_stride,
                              Py_ssize_t inner_stride, Py_ssize_t outer, Py_ssize_t inner, void *out,
@@ -118,7 +124,8 @@ cdef struct Kernels:
     few_kernel few_rows
     few_kernel few_strip
     backward_kernel backward_rows
-    softmax_kernel softmax_rows  # or NULL: the others take less
+    forward_kernel forward_rows  # or NULL, as the next: the others take less
+    softmax_kernel softmax_rows
     load_kernel load
     store_kernel store
     exp_kernel exp_of

@@ -19,6 +19,7 @@
 # (e) The end of a row that is no multiple of its lanes is read as an overlapping vector whose known lanes are masked. It
 #     is copied before anything is stored, since `out` may be the input.
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
+# (g) Exps wait for no memory: forward_rows adds up a batch of rows while it compares the next and writes the last.
 
 from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.math cimport INFINITY, NAN, fabs, fma, fmaf, frexp, ldexp, log as libm_log
@@ -65,6 +66,7 @@ from cylsm._kernels cimport (
     exp_kernel,
     few_kernel,
     finish_kernel,
+    forward_kernel,
     load_kernel,
     merge_kernel,
     pair_kernel,
@@ -100,7 +102,10 @@ ctypedef fused real:
 cdef enum:
     LINE_BYTES = 64
     MOST_LANES = 16           # of float in the widest vector; stack arrays have room for any
-    BATCH = 16                # rows whose lanes are folded together
+    BATCH = 16                # rows, at most, whose lanes are folded together
+    SHORTEST_ALIGNED = 128    # elements of a row from which on it is written in vectors that begin with a line
+    # Rows that forward_rows adds up while it compares as many and writes as many; two batches wait in L2.
+    FORWARD_BYTES = 65536
     ONE_BY_ONE = 64           # up to so many classes of a lane are added one by one
     # Up to here all exps count from the top, with what that loses: logsumexp of 4 float32 classes takes 1.73 ns an element
     # so, and 1.75 with a reference, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
@@ -112,9 +117,15 @@ cdef enum:
     # are taken, and many enough to hide what waits at the end of a sum. log_softmax_backward of 4096 x 64 float32 takes
     # 52 us on one thread so, and 55 with 4 KB; of 50000 x 100, 1.26 ms and 1.15.
     BATCH_BYTES = 8192
-    # So far ahead are outputs asked for, and the inputs of a gradient, which no maximum has brought into the caches:
-    # log_softmax_backward of 50000 x 100 float32 takes 1.27 ms on one thread so, and 1.96 without.
-    AHEAD_BYTES = 4096
+    # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, where the last level holds
+    # the arrays, and where it does not. Never a page, or half of one: what has just been stored lies as far into another
+    # page then, and the processor takes one for the other. softmax of 2048 x 257 float64 takes 246 us on one thread so,
+    # 341 with 4096 for both, and 267 with 6144; of 16384 x 1000 log_softmax 6.1 ms with 6144, 6.8 with 4096 and 7.6 with 3072.
+    AHEAD_BYTES = 3072
+    FAR_AHEAD_BYTES = 6144
+    # By kernels that keep a state, whose rows are longer: log_softmax_backward of 64 x 50257 float32 takes 0.40 ms on two
+    # threads so, 0.45 with 3072 and 0.48 with 6144.
+    STATE_AHEAD_BYTES = 4096
 
 # What the exps of a row count from.
 cdef enum Origin:
@@ -127,6 +138,22 @@ cdef enum Origin:
 cdef struct Soon:
     const void *one
     const void *other
+
+# What row_sum does beside adding up:
+cdef enum Also:
+    ALONE                     # nothing,
+    RAISING                   # it takes the maximum of a later row,
+    WRITING                   # and writes an earlier one,
+    STREAMING                 # around the caches
+
+# The later row, where its maximum's lanes go, and the earlier row, its parameters and where it is written.
+cdef struct Meanwhile:
+    const void *later
+    void *later_top
+    const void *earlier
+    const void *parameters
+    void *out
+    Py_ssize_t out_ahead
 
 # What belongs to a row (or lane): lines of one array, as long as there are rows.
 cdef enum:
@@ -1063,6 +1090,13 @@ cdef inline void raise_lanes(int operation, const real *x, const real *y, real *
             top[j] = larger(top[j], x[j])
 
 
+cdef inline void raise_group(int operation, const real *x, const real *y, real *top) noexcept nogil:
+    """The same of four vectors."""
+    cdef Py_ssize_t i, lanes = lanes_of(x)
+    for i in range(4):
+        raise_lanes(operation, x + i * lanes, y + i * lanes, top)
+
+
 cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t classes, real *top) noexcept nogil:
     """The lanes of one row's maximum. The last vectors overlap: a maximum may see an element twice."""
     cdef Py_ssize_t i, j, at, lanes = lanes_of(x), group = 4 * lanes, groups = classes // group
@@ -1114,13 +1148,25 @@ cdef inline void add_vectors(int operation, int n, int known, const real *x, con
             total[j] = s
 
 
+cdef inline Py_ssize_t ahead_of(bint far, const real *any) noexcept nogil:
+    """How far ahead, in elements, is asked for."""
+    return (FAR_AHEAD_BYTES if far else AHEAD_BYTES) // <Py_ssize_t> sizeof(real)
+
+
+cdef inline Py_ssize_t ahead_within(Py_ssize_t ahead, Py_ssize_t classes, Py_ssize_t own) noexcept nogil:
+    """The same of a row of out. `own` elements from its beginning are this thread's: what lies behind them another may be
+    writing, and waits for it where it is asked for. softmax of 128 x 1000 float32 takes 12 us so, and otherwise 23."""
+    return ahead if classes + ahead <= own else 0
+
+
 cdef inline void ask_for_terms(int operation, const real *x, const real *y, Py_ssize_t n) noexcept nogil:
-    ask_for(x + AHEAD_BYTES // <Py_ssize_t> sizeof(real), n)
+    ask_for(x, n)
     if operation == SOFTMAX_BACKWARD:
-        ask_for(y + AHEAD_BYTES // <Py_ssize_t> sizeof(real), n)
+        ask_for(y, n)
 
 
-cdef inline real row_total(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes) noexcept nogil:
+cdef inline real row_total(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes,
+                           Py_ssize_t ahead) noexcept nogil:
     """A backward operation's sum over one row, of `whole` vectors and perhaps the beginning of one more: of float in
     double, of double compensated."""
     cdef Py_ssize_t i, j, lanes = lanes_of(x)
@@ -1132,10 +1178,10 @@ cdef inline real row_total(int operation, Py_ssize_t whole, const real *x, const
     for j in range(0 if real is float else lanes):
         carry[j] = 0
     for i in range(0, paired, 2):
-        ask_for_terms(operation, x + i * lanes, y + i * lanes, 2 * lanes)
+        ask_for_terms(operation, x + i * lanes + ahead, y + i * lanes + ahead, 2 * lanes)
         add_vectors(operation, 2, 0, x + i * lanes, y + i * lanes, total, carry)
     for i in range(paired, whole):
-        ask_for_terms(operation, x + i * lanes, y + i * lanes, lanes)
+        ask_for_terms(operation, x + i * lanes + ahead, y + i * lanes + ahead, lanes)
         add_vectors(operation, 1, 0, x + i * lanes, y + i * lanes, total, carry)
     if classes % lanes != 0:
         # It overlaps what has been added.
@@ -1151,16 +1197,99 @@ cdef inline real row_total(int operation, Py_ssize_t whole, const real *x, const
         return total[0] + finite(carry[0])
 
 
-cdef inline void row_sum(int operation, bint keep, int origin, const real *x, const real *y, Py_ssize_t classes,
+cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *x, const real *y, const real *row,
+                            real *out) noexcept nogil:
+    """n elements: one vector, two, or a line."""
+    cdef Py_ssize_t j
+    cdef real span[2 * MOST_LANES]
+    for j in range(n):
+        span[j] = applied(operation, kept, x[j], y[j], row, BATCH, 0)
+    for j in range(n):
+        out[j] = span[j]
+
+
+cdef inline Py_ssize_t line_of(const real *x) noexcept nogil:
+    return LINE_BYTES // <Py_ssize_t> sizeof(real)
+
+
+cdef inline Py_ssize_t apply_ends(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
+                                  const real *out, bint stream, real *ends) noexcept nogil:
+    """Where the groups of four vectors begin that a row is written in: with a line of out, since a vector across two takes
+    longer to store, unless that would make a group less. What overlaps them, the row's first line and its last, goes to
+    `ends`: out may be an input, so it is computed before anything is stored."""
+    cdef Py_ssize_t line = line_of(x), at = -(<Py_ssize_t> out // <Py_ssize_t> sizeof(real)) & (line - 1)
+    if not stream and at > classes % (4 * lanes_of(x)):
+        at = 0
+    if stream or at > 0:
+        apply_span(operation, kept, line, x, y, row, ends)
+    if stream or (classes - at) % line > 0:
+        apply_span(operation, kept, line, x + classes - line, y + classes - line, row, ends + MOST_LANES)
+    return at
+
+
+cdef inline void apply_group(int operation, bint kept, bint stream, const real *x, const real *y, const real *row, real *out,
+                             Py_ssize_t out_ahead) noexcept nogil:
+    """Four vectors."""
+    cdef Py_ssize_t pair = 2 * lanes_of(x)
+    cdef real here[4 * MOST_LANES]
+    if operation == LOG_SOFTMAX_BACKWARD:
+        ask_for(y + STATE_AHEAD_BYTES // <Py_ssize_t> sizeof(real), 2 * pair)
+    if stream:
+        apply_span(operation, kept, pair, x, y, row, here)
+        apply_span(operation, kept, pair, x + pair, y + pair, row, here + pair)
+        stream_lines(out, here, 2 * pair * <Py_ssize_t> sizeof(real) // LINE_BYTES)
+    else:
+        if not kept:
+            ask_for(out + out_ahead, 2 * pair)
+        apply_span(operation, kept, pair, x, y, row, out)
+        apply_span(operation, kept, pair, x + pair, y + pair, row, out + pair)
+
+
+cdef inline void apply_rest(int operation, bint kept, bint stream, const real *x, const real *y, Py_ssize_t classes,
+                            const real *row, real *out, const real *ends, Py_ssize_t at, Py_ssize_t i) noexcept nogil:
+    """What the groups have left, which lie from `at` to i. No line is both stored and streamed: it would have to be
+    fetched again."""
+    cdef Py_ssize_t line = line_of(x)
+    cdef real here[MOST_LANES]
+    while i + line <= classes:
+        if stream:
+            apply_span(operation, kept, line, x + i, y + i, row, here)
+            stream_lines(out + i, here, 1)
+        else:
+            apply_span(operation, kept, line, x + i, y + i, row, out + i)
+        i += line
+    if stream:
+        memcpy(out, ends, at * sizeof(real))
+        memcpy(out + i, ends + MOST_LANES + line - (classes - i), (classes - i) * sizeof(real))
+    else:
+        if at > 0:
+            memcpy(out, ends, line * sizeof(real))
+        if i < classes:
+            memcpy(out + classes - line, ends + MOST_LANES, line * sizeof(real))
+
+
+cdef inline void apply_row(int operation, bint kept, bint stream, const real *x, const real *y, Py_ssize_t classes,
+                           const real *row, real *out, Py_ssize_t out_ahead) noexcept nogil:
+    """One row of the result; streamed, its whole lines go around the caches. What lies `out_ahead` is asked for."""
+    cdef real ends[2 * MOST_LANES]
+    cdef Py_ssize_t at = apply_ends(operation, kept, x, y, classes, row, out, stream, ends)
+    cdef Py_ssize_t i = at, group = 4 * lanes_of(x)
+    while i + group <= classes:
+        apply_group(operation, kept, stream, x + i, y + i, row, out + i, out_ahead)
+        i += group
+    apply_rest(operation, kept, stream, x, y, classes, row, out, ends, at, i)
+
+
+cdef inline void row_sum(int operation, bint keep, int also, int origin, const real *x, const real *y, Py_ssize_t classes,
                          const real *row, real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                         Py_ssize_t own, Py_ssize_t ahead, const real *soon) noexcept nogil:
+                         Py_ssize_t exps_ahead, Py_ssize_t ahead, const real *soon, const Meanwhile *meanwhile) noexcept nogil:
     """The lanes of one row's sums; `row` holds its top and reference. Four vectors are added at a time, then single ones,
-    then what is left, in a vector that ends with the row and counts what is new in it. The elements `ahead` of x, and
-    those of `soon`, are asked for meanwhile, and of exps those to come, but hardly more than this thread's `own`: another
-    may be writing what lies behind them, and waits for it where they are asked for. Softmax of 128 x 1000 float32 takes
-    12 us so, and otherwise 23."""
-    cdef Py_ssize_t i = 0, j, lanes = lanes_of(x), group = 4 * lanes
+    then what is left, in a vector that ends with the row and counts what is new in it. The elements `ahead` of x,
+    `exps_ahead` of exps, and those of `soon`, are asked for meanwhile. Exps wait for no memory, so other rows may be
+    compared and written meanwhile too."""
+    cdef Py_ssize_t i = 0, j, at = 0, start = 0, lanes = lanes_of(x), group = 4 * lanes, together = 0
     cdef int lane, known = <int> (lanes - classes % lanes)
+    cdef bint stream = also == STREAMING
     cdef real sums[MOST_LANES]
     cdef real lost[MOST_LANES]
     cdef real tied[MOST_LANES]
@@ -1168,24 +1297,57 @@ cdef inline void row_sum(int operation, bint keep, int origin, const real *x, co
     cdef real end[MOST_LANES]
     cdef real last_x[MOST_LANES]
     cdef real last_y[MOST_LANES]
+    cdef real top[MOST_LANES]
+    cdef real ends[2 * MOST_LANES]
+    cdef real parameters[(LOW + 1) * BATCH]
+    cdef const real *later = x
+    cdef const real *earlier = x
+    cdef real *out = exps
+    cdef Py_ssize_t out_ahead = 0
+    if also != ALONE:
+        later = <const real *> meanwhile.later
+        for j in range(lanes):
+            top[j] = lowest(x)
+    if also == WRITING or stream:
+        earlier = <const real *> meanwhile.earlier
+        out = <real *> meanwhile.out
+        out_ahead = meanwhile.out_ahead
+        # Copied: a store to out might otherwise change them.
+        parameters[TOP * BATCH] = (<const real *> meanwhile.parameters)[TOP * BATCH]
+        parameters[LOW * BATCH] = (<const real *> meanwhile.parameters)[LOW * BATCH]
+        at = start = apply_ends(operation, keep, earlier, earlier, classes, parameters, out, stream, ends)
+        together = (classes - at) // group
     for j in range(lanes):
         sums[j] = lost[j] = tied[j] = tied_lost[j] = 0
     # Before anything is stored: exps may be x.
     for j in range(lanes):
         end[j] = x[classes - lanes + j]
+    for j in range(together):
+        ask_for(x + i + ahead, group)
+        if keep:
+            ask_for(exps + i + exps_ahead, group)
+        raise_group(operation, later + i, later + i, top)
+        apply_group(operation, keep, stream, earlier + at, earlier + at, parameters, out + at, out_ahead)
+        sum_of_classes(operation, 4, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
+                       tied, tied_lost, exps + i if keep else exps, lanes)
+        i += group
+        at += group
     while i + group <= classes:
-        if ahead > 0:
-            ask_for(x + i + ahead, group)
-            if operation == LOGSUMEXP_WEIGHTED:
-                ask_for(y + i + ahead, group)
-        if keep and i + AHEAD_BYTES // <Py_ssize_t> sizeof(real) < own:
-            ask_for(exps + i + AHEAD_BYTES // <Py_ssize_t> sizeof(real), group)
+        ask_for(x + i + ahead, group)
+        if operation == LOGSUMEXP_WEIGHTED:
+            ask_for(y + i + ahead, group)
+        if keep:
+            ask_for(exps + i + exps_ahead, group)
         if soon != NULL:
             ask_for(soon + i, group)
+        if also != ALONE:
+            raise_group(operation, later + i, later + i, top)
         sum_of_classes(operation, 4, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += group
     while i + lanes <= classes:
+        if also != ALONE:
+            raise_lanes(operation, later + i, later + i, top)
         sum_of_classes(operation, 1, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += lanes
@@ -1200,7 +1362,14 @@ cdef inline void row_sum(int operation, bint keep, int origin, const real *x, co
         if keep:
             # Some of these have just been stored: to read them back would take longer than to compute them.
             for j in range(lanes):
-                exps[classes - lanes + j] = exp_of_lane(origin, end[j], row, BATCH, 0)
+                last_x[j] = exp_of_lane(origin, end[j], row, BATCH, 0)
+            memcpy(exps + classes - lanes, last_x, lanes * sizeof(real))
+    if also != ALONE:
+        raise_lanes(operation, later + classes - lanes, later + classes - lanes, top)
+        for j in range(lanes):
+            (<real *> meanwhile.later_top)[j] = top[j]
+    if also == WRITING or stream:
+        apply_rest(operation, keep, stream, earlier, earlier, classes, parameters, out, ends, start, at)
     for j in range(lanes):
         total[j] = sums[j]
     for j in range(lanes):
@@ -1218,66 +1387,85 @@ cdef inline void sum_rows(int operation, bint keep, int origin, const real *x, P
                           real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
     cdef Py_ssize_t r, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
     for r in range(rows):
-        row_sum(operation, keep, origin, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
+        row_sum(operation, keep, ALONE, origin, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
                 carry + r * lanes, ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step,
-                (rows - 1 - r) * exps_step + classes, ahead,
-                exps + r * exps_step if not keep and exps != NULL else NULL)
+                ahead_within(ahead_of(False, x), classes, (rows - 1 - r) * exps_step + classes), ahead,
+                exps + r * exps_step if not keep and exps != NULL else NULL, NULL)
 
 
-cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
-                              Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
-                              Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
-    cdef Py_ssize_t r, lanes = lanes_of(x)
-    cdef bint plain = operation != LOGSUMEXP_WEIGHTED
-    cdef int centred = 0, infinite = 0
-    cdef real of[REFERENCE * BATCH]
-    cdef real beside[BATCH]
-    cdef real tops[BATCH * MOST_LANES]
-    cdef real total[BATCH * MOST_LANES]
-    cdef real carry[BATCH * MOST_LANES]
-    cdef real ties[BATCH * MOST_LANES]
-    cdef real ties_carry[BATCH * MOST_LANES]
+cdef inline bint take_tops(int operation, bint near, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
+                           real *tops, real *of, real *infinite) noexcept nogil:
+    """What up to BATCH rows' exps count from, `near` their tops, from the lanes of their maxima. Whether one is +inf, and
+    then what its sum becomes, in `infinite`."""
+    cdef Py_ssize_t r
+    cdef int found = 0
     for r in range(BATCH):
         of[TOP * BATCH + r] = 0
+    fold(True, tops, lanes_of(x), rows)
     for r in range(rows):
-        row_max(operation, x + r * x_step, y + r * y_step, classes, tops + r * lanes)
-    fold(True, tops, lanes, rows)
-    for r in range(rows):
-        of[TOP * BATCH + r] = tops[r]
+        # A zero becomes +0, in whatever order zeros were compared.
+        of[TOP * BATCH + r] = tops[r] + <real> 0.0
+    if not near:
+        set_references(BATCH, of)
     if operation == SOFTMAX:
         for r in range(BATCH):
-            infinite |= of[TOP * BATCH + r] == <real> INFINITY
-        for r in range(rows if infinite else 0):
+            found |= of[TOP * BATCH + r] == <real> INFINITY
+        for r in range(rows if found else 0):
             if of[TOP * BATCH + r] == <real> INFINITY:
-                beside[r] = beside_infinity(x + r * x_step, 1, classes)
-    if not keep:
-        set_references(BATCH, of)
-        # Rows that are not there have top 0.
-        for r in range(BATCH):
-            centred |= of[CENTRE * BATCH + r] != 0
-    if keep:
-        sum_rows(operation, True, ROUNDED if operation == SOFTMAX else NEAR, x, x_step, y, y_step, rows, classes, of, total,
-                 carry, ties, ties_carry, exps, exps_step)
-    elif plain and not centred:
-        sum_rows(operation, False, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
-                 exps_step)
-    else:
-        sum_rows(operation, False, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
-                 exps_step)
+                infinite[r] = beside_infinity(x + r * x_step, 1, classes)
+    return found
+
+
+cdef inline void take_sums(int operation, Py_ssize_t rows, const real *of, bint found, const real *infinite, real *total,
+                           real *carry, real *ties, real *ties_carry) noexcept nogil:
+    """Folds the lanes of up to BATCH rows' sums; those of rows that are not there become 0."""
+    cdef Py_ssize_t r
     fold_sum(total, carry, rows)
     if operation == LOGSUMEXP_WEIGHTED:
         fold_sum(ties, ties_carry, rows)
     elif operation == SOFTMAX:
         for r in range(rows):
             ties[r] = 0
-        for r in range(rows if infinite else 0):
-            if of[TOP * BATCH + r] == <real> INFINITY:
-                total[r] = beside[r]
-                carry[r] = 0
     else:
-        fold(False, ties, lanes, rows)
+        fold(False, ties, lanes_of(total), rows)
+    for r in range(rows if found else 0):
+        if of[TOP * BATCH + r] == <real> INFINITY:
+            total[r] = infinite[r]
+            carry[r] = ties[r] = 0
     for r in range(rows, BATCH):
-        total[r] = carry[r] = 0
+        total[r] = carry[r] = ties[r] = 0
+
+
+cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
+                              Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
+                              Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
+    cdef Py_ssize_t r, lanes = lanes_of(x)
+    cdef int centred = 0
+    cdef bint found
+    cdef real of[REFERENCE * BATCH]
+    cdef real infinite[BATCH]
+    cdef real tops[BATCH * MOST_LANES]
+    cdef real total[BATCH * MOST_LANES]
+    cdef real carry[BATCH * MOST_LANES]
+    cdef real ties[BATCH * MOST_LANES]
+    cdef real ties_carry[BATCH * MOST_LANES]
+    for r in range(rows):
+        row_max(operation, x + r * x_step, y + r * y_step, classes, tops + r * lanes)
+    found = take_tops(operation, keep, x, x_step, rows, classes, tops, of, infinite)
+    if not keep:
+        # Rows that are not there have top 0.
+        for r in range(BATCH):
+            centred |= of[CENTRE * BATCH + r] != 0
+    if keep:
+        sum_rows(operation, True, ROUNDED if operation == SOFTMAX else NEAR, x, x_step, y, y_step, rows, classes, of, total,
+                 carry, ties, ties_carry, exps, exps_step)
+    elif operation != LOGSUMEXP_WEIGHTED and not centred:
+        sum_rows(operation, False, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
+                 exps_step)
+    else:
+        sum_rows(operation, False, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
+                 exps_step)
+    take_sums(operation, rows, of, found, infinite, total, carry, ties, ties_carry)
     write_state(operation, NEAR if keep else CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
 
 
@@ -1286,7 +1474,8 @@ cdef inline void add_rows(int operation, const real *x, Py_ssize_t x_step, const
     """The sums of a backward operation."""
     cdef Py_ssize_t r
     for r in range(rows):
-        (<real *> state.rest)[first + r] = row_total(operation, classes // lanes_of(x), x + r * x_step, y + r * y_step, classes)
+        (<real *> state.rest)[first + r] = row_total(operation, classes // lanes_of(x), x + r * x_step, y + r * y_step, classes,
+                                                     STATE_AHEAD_BYTES // <Py_ssize_t> sizeof(real))
         (<real *> state.carry)[first + r] = 0
 
 
@@ -1350,66 +1539,25 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
                          exps + r * exps_step, exps_step)
 
 
-cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *x, const real *y, const real *row,
-                            real *out) noexcept nogil:
-    """n elements, one vector or two."""
-    cdef Py_ssize_t j
-    cdef real span[2 * MOST_LANES]
-    for j in range(n):
-        span[j] = applied(operation, kept, x[j], y[j], row, BATCH, 0)
-    for j in range(n):
-        out[j] = span[j]
-
-
-cdef inline void apply_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
-                           real *out, Py_ssize_t own, bint stream) noexcept nogil:
-    """One row of the result; streamed, its whole lines go around the caches. `own` elements of out are this thread's: what
-    lies behind them another may be writing, and is not asked for."""
-    cdef Py_ssize_t i = 0, j, at, groups, lanes = lanes_of(x), pair = 2 * lanes, group = 2 * pair
-    cdef Py_ssize_t ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(real)
+cdef inline void apply_short_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
+                                 real *out) noexcept nogil:
+    """One of less than SHORTEST_ALIGNED elements."""
+    cdef Py_ssize_t i, lanes = lanes_of(x), whole = classes // lanes
     cdef real last[MOST_LANES]
-    cdef real lines[2 * MOST_LANES]
-    if stream or classes % lanes != 0:
-        # The last vector overlaps others. Out may be an input: it is computed before anything is stored.
+    if classes % lanes > 0:
+        # Out may be an input: it is computed before anything is stored.
         apply_span(operation, kept, lanes, x + classes - lanes, y + classes - lanes, row, last)
-    if stream:
-        # No line is both stored and streamed: it would have to be fetched again.
-        for j in range(MOST_LANES // lanes):
-            apply_span(operation, kept, lanes, x + j * lanes, y + j * lanes, row, lines + j * lanes)
-        i = -(<Py_ssize_t> out // <Py_ssize_t> sizeof(real)) & (LINE_BYTES // <Py_ssize_t> sizeof(real) - 1)
-        memcpy(out, lines, i * sizeof(real))
-        while i + 2 * MOST_LANES <= classes:
-            if operation == LOG_SOFTMAX_BACKWARD:
-                ask_for(y + i + ahead, 2 * MOST_LANES)
-            for j in range(MOST_LANES // lanes):
-                apply_span(operation, kept, pair, x + i + j * pair, y + i + j * pair, row, lines + j * pair)
-            stream_lines(out + i, lines, 2 * MOST_LANES * <Py_ssize_t> sizeof(real) // LINE_BYTES)
-            i += 2 * MOST_LANES
-    groups = (classes - i) // group
-    for j in range(groups):
-        at = i + j * group
-        if operation == LOG_SOFTMAX_BACKWARD:
-            ask_for(y + at + ahead, group)
-            if not stream and at + ahead < own:
-                ask_for(out + at + ahead, group)
-        apply_span(operation, kept, pair, x + at, y + at, row, out + at)
-        apply_span(operation, kept, pair, x + at + pair, y + at + pair, row, out + at + pair)
-    i += groups * group
-    while i + lanes <= classes:
-        apply_span(operation, kept, lanes, x + i, y + i, row, out + i)
-        i += lanes
-    if stream:
-        memcpy(out + i, last + lanes - (classes - i), (classes - i) * sizeof(real))
-    elif i < classes:
-        for j in range(lanes):
-            out[classes - lanes + j] = last[j]
+    for i in range(whole):
+        apply_span(operation, kept, lanes, x + i * lanes, y + i * lanes, row, out + i * lanes)
+    if classes % lanes > 0:
+        memcpy(out + classes - lanes, last, lanes * sizeof(real))
 
 
 cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y,
                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                             bint stream) noexcept nogil:
-    cdef Py_ssize_t b, r, i, j, n
+    cdef Py_ssize_t b, r, i, j, n, ahead = STATE_AHEAD_BYTES // <Py_ssize_t> sizeof(real)
     cdef bint again
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
@@ -1418,8 +1566,11 @@ cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t 
                            factor + b * BATCH if operation == MIXTURE else factor, of)
         for r in range(n):
             i = b * BATCH + r
-            apply_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step,
-                      (rows - 1 - i) * out_step + classes, stream)
+            if classes < SHORTEST_ALIGNED and not stream:
+                apply_short_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step)
+            else:
+                apply_row(operation, kept, stream, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step,
+                          ahead_within(ahead, classes, (rows - 1 - i) * out_step + classes))
             if again:
                 for j in range(classes):
                     out[i * out_step + j] = out[i * out_step + j] * of[AGAIN * BATCH + r]
@@ -1447,6 +1598,97 @@ cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step,
         apply_each(MIXTURE, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, stream)
 
 
+# ---- softmax and log_softmax by rows: while a batch is added up, the next is compared and the last written -----------
+
+cdef inline void set_parameters(int operation, real *of, real *total, real *carry, const real *ties) noexcept nogil:
+    """What `applied` needs, of a batch's sums."""
+    cdef Py_ssize_t r
+    cdef real log_sum[BATCH]
+    if operation == SOFTMAX:
+        for r in range(BATCH):
+            of[LOW * BATCH + r] = share(<real> 1.0, ties[r], total[r], carry[r])
+        return
+    for r in range(BATCH):
+        lift_sum(of[TOP * BATCH + r], of[CENTRE * BATCH + r], of[SHIFT * BATCH + r], &total[r], &carry[r])
+    for r in range(BATCH):
+        log_sum[r] = log_of_sum(ties[r], total[r], carry[r], &carry[r])
+    for r in range(BATCH):
+        of[LOW * BATCH + r] = <real> INFINITY if ties[r] + total[r] == 0 else -log_sum[r]
+    for r in range(BATCH):
+        of[TOP * BATCH + r] = -of[TOP * BATCH + r]
+
+
+cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t more,
+                               Py_ssize_t batch, Py_ssize_t classes, const real *of, const real *of_earlier, real *out,
+                               Py_ssize_t out_step, bint far, Py_ssize_t own, real *tops, real *total, real *carry,
+                               real *ties) noexcept nogil:
+    """Adds up a batch's rows, and compares the `more` rows that follow. The whole batch before is written as well, but for
+    rows that none is left here to go with. `own` elements from out on are this thread's."""
+    cdef Py_ssize_t r, lanes = lanes_of(x), later, ahead
+    cdef bint keep = operation == SOFTMAX
+    cdef Meanwhile meanwhile
+    for r in range(rows):
+        # Without another row its own is compared once more.
+        later = r + batch if r < more else r
+        ahead = (later - r) * x_step + ahead_of(far, x)
+        meanwhile.later = x + later * x_step
+        meanwhile.later_top = tops + r * lanes
+        meanwhile.out = out + (r - batch) * out_step
+        meanwhile.earlier = meanwhile.out if keep else <const void *> (x + (r - batch) * x_step)
+        meanwhile.parameters = of_earlier + r
+        meanwhile.out_ahead = ahead_within(ahead_of(far, x), classes, own - (r - batch) * out_step)
+        row_sum(operation, keep, also, ROUNDED if keep else CENTRED, x + r * x_step, x, classes, of + r, total + r * lanes,
+                carry + r * lanes, ties + r * lanes, ties, out + r * out_step,
+                ahead_within(ahead_of(far, x), classes, own - r * out_step) if far else 0, ahead, NULL, &meanwhile)
+
+
+cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
+                         real *out, Py_ssize_t out_step, bint far) noexcept nogil:
+    cdef Py_ssize_t b, r, at, n = 0, lanes = lanes_of(x), own = rows * out_step
+    cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> BATCH,
+                                                    FORWARD_BYTES // (classes * <Py_ssize_t> sizeof(real))))
+    cdef bint keep = operation == SOFTMAX, found
+    cdef real parameters[2 * (LOW + 1) * BATCH]
+    cdef real *of = parameters
+    cdef real *of_earlier = parameters + (LOW + 1) * BATCH
+    cdef real infinite[BATCH]
+    cdef real tops[BATCH * MOST_LANES]
+    cdef real total[BATCH * MOST_LANES]
+    cdef real carry[BATCH * MOST_LANES]
+    cdef real ties[BATCH * MOST_LANES]
+    for r in range(min(rows, batch)):
+        row_max(operation, x + r * x_step, x, classes, tops + r * lanes)
+    for b in range((rows + batch - 1) // batch + 1):
+        at = b * batch
+        n = max(<Py_ssize_t> 0, min(rows - at, batch))
+        found = take_tops(operation, keep, x + at * x_step, x_step, n, classes, tops, of, infinite)
+        if b == 0:
+            forward_batch(operation, RAISING, x, x_step, n, min(rows - n, batch), batch, classes, of, of_earlier, out,
+                          out_step, far, own, tops, total, carry, ties)
+        else:
+            forward_batch(operation, STREAMING if stream else WRITING, x + at * x_step, x_step, n, min(rows - at - n, batch),
+                          batch, classes, of, of_earlier, out + at * out_step, out_step, far, own - at * out_step, tops, total,
+                          carry, ties)
+        for r in range(at - batch + n if b > 0 else at, min(rows, at)):
+            apply_row(operation, keep, stream, out + r * out_step if keep else x + r * x_step, x, classes,
+                      of_earlier + r - (at - batch), out + r * out_step,
+                      ahead_within(ahead_of(far, x), classes, own - r * out_step))
+        take_sums(operation, n, of, found, infinite, total, carry, ties, ties)
+        set_parameters(operation, of, total, carry, ties)
+        of, of_earlier = of_earlier, of
+
+
+cdef void forward_rows(int operation, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
+                       Py_ssize_t out_step, bint far, bint stream) noexcept nogil:
+    cylsm_require(classes >= SHORTEST_ROW)
+    if operation == SOFTMAX:
+        forward(SOFTMAX, False, x, x_step, rows, classes, out, out_step, far)
+    elif stream:
+        forward(LOG_SOFTMAX, True, x, x_step, rows, classes, out, out_step, far)
+    else:
+        forward(LOG_SOFTMAX, False, x, x_step, rows, classes, out, out_step, far)
+
+
 # ---- the backward operations by rows: a few at a time, by way of local arrays alone ---------------------------------
 
 cdef inline void backward_vectors(int operation, Py_ssize_t n, const real *x, const real *y, real scale, real shift, real least,
@@ -1463,10 +1705,10 @@ cdef inline void backward_vectors(int operation, Py_ssize_t n, const real *x, co
 
 
 cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes, real scale,
-                              real shift, real least, real *out, Py_ssize_t out_ahead) noexcept nogil:
+                              real shift, real least, real *out, Py_ssize_t ahead, Py_ssize_t out_ahead) noexcept nogil:
     """One row. Exps of double wait for long: they are taken four vectors at a time. Otherwise a line is, up to two
     vectors."""
-    cdef Py_ssize_t i, at, lanes = lanes_of(x), pair = 2 * lanes, ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t i, at, lanes = lanes_of(x), pair = 2 * lanes
     cdef Py_ssize_t many = 1 if CYLSM_VECTOR_BYTES == LINE_BYTES else 2
     cdef real last[MOST_LANES]
     if real is double and operation == LOG_SOFTMAX_BACKWARD:
@@ -1494,15 +1736,14 @@ cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, co
 
 cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, Py_ssize_t x_step, const real *y,
                                 Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, real *out, Py_ssize_t out_step,
-                                Py_ssize_t own) noexcept nogil:
-    """Up to GROUP rows. `own` elements of out are this thread's: what lies behind them another may be writing, and is not
-    asked for."""
-    cdef Py_ssize_t r, ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(real)
+                                bint far, Py_ssize_t own) noexcept nogil:
+    """Up to GROUP rows; `own` elements of out are this thread's."""
+    cdef Py_ssize_t r, ahead = ahead_of(far, x)
     cdef real scale[GROUP]
     cdef real shift[GROUP]
     cdef real least[GROUP]
     for r in range(rows):
-        scale[r] = row_total(operation, whole, x + r * x_step, y + r * y_step, classes)
+        scale[r] = row_total(operation, whole, x + r * x_step, y + r * y_step, classes, ahead)
     for r in range(rows):
         if operation == LOG_SOFTMAX_BACKWARD:
             scale[r] = set_factor(scale[r], &shift[r], &least[r])
@@ -1510,45 +1751,45 @@ cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, 
             shift[r] = least[r] = 0
     for r in range(rows):
         backward_row(operation, whole, x + r * x_step, y + r * y_step, classes, scale[r], shift[r], least[r],
-                     out + r * out_step, ahead if r * out_step + classes + ahead <= own else 0)
+                     out + r * out_step, ahead, ahead_within(ahead_of(far, x), classes, own - r * out_step))
 
 
 cdef void backward_few(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                       Py_ssize_t classes, real *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
+                       Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far, Py_ssize_t own) noexcept nogil:
     """Rows of up to four vectors: of a number that the compiler knows, the shortest takes a fifth less. Not inline, nor the
     next: together they run out of registers."""
     cdef Py_ssize_t whole = classes // lanes_of(x)
     if operation == LOG_SOFTMAX_BACKWARD:
         if whole == 1:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
         elif whole == 2:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
         elif whole == 3:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
         else:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
     else:
         if whole == 1:
-            backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, own)
+            backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
         elif whole == 2:
-            backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, own)
+            backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
         elif whole == 3:
-            backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, own)
+            backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
         else:
-            backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, own)
+            backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
 
 
 cdef void backward_many(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                        Py_ssize_t classes, real *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
+                        Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far, Py_ssize_t own) noexcept nogil:
     cdef Py_ssize_t whole = classes // lanes_of(x)
     if operation == LOG_SOFTMAX_BACKWARD:
-        backward_batch(LOG_SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, own)
+        backward_batch(LOG_SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
     else:
-        backward_batch(SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, own)
+        backward_batch(SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
 
 
 cdef void backward_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                        Py_ssize_t classes, real *out, Py_ssize_t out_step) noexcept nogil:
+                        Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far) noexcept nogil:
     cdef Py_ssize_t b, r, n, own
     cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP, BATCH_BYTES // (classes * <Py_ssize_t> sizeof(real))))
     cylsm_require(classes >= SHORTEST_ROW)
@@ -1558,10 +1799,10 @@ cdef void backward_rows(int operation, const real *x, Py_ssize_t x_step, const r
         own = (rows - 1 - r) * out_step + classes
         if classes < 5 * lanes_of(x):
             backward_few(operation, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, out + r * out_step, out_step,
-                         own)
+                         far, own)
         else:
             backward_many(operation, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, out + r * out_step, out_step,
-                          own)
+                          far, own)
 
 
 # ---- softmax of short rows of float, a few at a time ----------------------------------------------------------------
@@ -1626,7 +1867,7 @@ cdef inline void scale_row(Py_ssize_t whole, float *row, Py_ssize_t classes, flo
 cdef inline void softmax_batch(Py_ssize_t whole, const float *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
                                float *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
     """Up to GROUP rows; `own` as in backward_batch."""
-    cdef Py_ssize_t r, ahead = AHEAD_BYTES // <Py_ssize_t> sizeof(float)
+    cdef Py_ssize_t r
     cdef int infinite = 0
     cdef float top[GROUP]
     cdef float beside[GROUP]
@@ -1640,7 +1881,7 @@ cdef inline void softmax_batch(Py_ssize_t whole, const float *x, Py_ssize_t x_st
             beside[r] = beside_infinity(x + r * x_step, 1, classes)
     for r in range(rows):
         total[r] = row_exps(whole, x + r * x_step, classes, top[r], out + r * out_step,
-                            ahead if r * out_step + classes + ahead <= own else 0)
+                            ahead_within(ahead_of(True, x), classes, own - r * out_step))
     for r in range(rows if infinite else 0):
         if top[r] == <float> INFINITY:
             total[r] = beside[r] / exp_unit(x)
@@ -1650,7 +1891,7 @@ cdef inline void softmax_batch(Py_ssize_t whole, const float *x, Py_ssize_t x_st
 
 
 cdef void softmax_rows(const float *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, float *out,
-                       Py_ssize_t out_step) noexcept nogil:
+                       Py_ssize_t out_step, bint far) noexcept nogil:
     """Rows of two to eight vectors: of a number that the compiler knows, one takes a tenth less."""
     cdef Py_ssize_t b, r, n, own, whole = classes // lanes_of(x)
     cdef Py_ssize_t batch = min(<Py_ssize_t> GROUP, BATCH_BYTES // (classes * <Py_ssize_t> sizeof(float)))
@@ -1658,7 +1899,7 @@ cdef void softmax_rows(const float *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ss
     for b in range((rows + batch - 1) // batch):
         r = b * batch
         n = min(rows - r, batch)
-        own = (rows - 1 - r) * out_step + classes
+        own = (rows - 1 - r) * out_step + classes if far else 0
         if whole == 2:
             softmax_batch(2, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
         elif whole == 3:
@@ -2451,6 +2692,10 @@ table.of_double.few_bytes = FEW_BYTES
 # vectors of 8, and in double.
 table.of_float.softmax_rows = <softmax_kernel> &softmax_rows if CYLSM_VECTOR_BYTES == 64 else NULL
 table.of_double.softmax_rows = NULL
+
+# Narrow vectors leave memory no time to wait for: log_softmax takes a tenth longer so.
+table.of_float.forward_rows = <forward_kernel> &forward_rows[float] if CYLSM_VECTOR_BYTES > 16 else NULL
+table.of_double.forward_rows = <forward_kernel> &forward_rows[double] if CYLSM_VECTOR_BYTES > 16 else NULL
 
 table.of_float.reduce_rows = <reduce_kernel> &reduce_rows[float]
 table.of_float.reduce_strip = <reduce_kernel> &reduce_strip[float]
