@@ -196,7 +196,7 @@ def cache_bytes():
 @pytest.mark.parametrize("function", ["log_softmax", "softmax"])
 @pytest.mark.parametrize("classes", [129, 144, 200, 257, 300, 513, 1000, 4100])
 def test_rows_written_while_others_are_added_up(function, classes, dtype, cache_bytes, seed):
-    """Each row has the bits that it has alone, whatever the caches hold, however many rows there are, in place and not."""
+    """Each row has the bits that it has alone, whatever the caches hold and however many rows there are."""
     call = getattr(cylsm, function)
     x = among_special_rows(large(function, (37, classes), 1, dtype, seed))["x"]
     cache_bytes(1 << 40)

@@ -103,7 +103,9 @@ cdef enum:
     LINE_BYTES = 64
     MOST_LANES = 16           # of float in the widest vector; stack arrays have room for any
     BATCH = 16                # rows, at most, whose lanes are folded together
-    SHORTEST_ALIGNED = 128    # elements of a row from which on it is written in vectors that begin with a line
+    # Elements of a row from which on log_softmax writes it in vectors that begin with a line: 1000 x 16 float32 would take
+    # 6.0 us so, and takes 5.4.
+    SHORTEST_ALIGNED = 128
     # Rows that forward_rows adds up while it compares as many and writes as many; two batches wait in L2.
     FORWARD_BYTES = 65536
     ONE_BY_ONE = 64           # up to so many classes of a lane are added one by one
@@ -123,9 +125,9 @@ cdef enum:
     # 341 with 4096 for both, and 267 with 6144; of 16384 x 1000 log_softmax 6.1 ms with 6144, 6.8 with 4096 and 7.6 with 3072.
     AHEAD_BYTES = 3072
     FAR_AHEAD_BYTES = 6144
-    # By kernels that keep a state, whose rows are longer: log_softmax_backward of 64 x 50257 float32 takes 0.40 ms on two
-    # threads so, 0.45 with 3072 and 0.48 with 6144.
-    STATE_AHEAD_BYTES = 4096
+    # Of long rows, by kernels that keep a state, and of the shortest: log_softmax_backward of 64 x 50257 float32 takes 0.40 ms
+    # on two threads so, 0.45 with 3072 and 0.48 with 6144.
+    PLAIN_AHEAD_BYTES = 4096
 
 # What the exps of a row count from.
 cdef enum Origin:
@@ -1233,7 +1235,7 @@ cdef inline void apply_group(int operation, bint kept, bint stream, const real *
     cdef Py_ssize_t pair = 2 * lanes_of(x)
     cdef real here[4 * MOST_LANES]
     if operation == LOG_SOFTMAX_BACKWARD:
-        ask_for(y + STATE_AHEAD_BYTES // <Py_ssize_t> sizeof(real), 2 * pair)
+        ask_for(y + PLAIN_AHEAD_BYTES // <Py_ssize_t> sizeof(real), 2 * pair)
     if stream:
         apply_span(operation, kept, pair, x, y, row, here)
         apply_span(operation, kept, pair, x + pair, y + pair, row, here + pair)
@@ -1475,7 +1477,7 @@ cdef inline void add_rows(int operation, const real *x, Py_ssize_t x_step, const
     cdef Py_ssize_t r
     for r in range(rows):
         (<real *> state.rest)[first + r] = row_total(operation, classes // lanes_of(x), x + r * x_step, y + r * y_step, classes,
-                                                     STATE_AHEAD_BYTES // <Py_ssize_t> sizeof(real))
+                                                     PLAIN_AHEAD_BYTES // <Py_ssize_t> sizeof(real))
         (<real *> state.carry)[first + r] = 0
 
 
@@ -1553,11 +1555,11 @@ cdef inline void apply_short_row(int operation, bint kept, const real *x, const 
         memcpy(out + classes - lanes, last, lanes * sizeof(real))
 
 
-cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y,
+cdef inline void apply_each(int operation, bint kept, bint brief, const real *x, Py_ssize_t x_step, const real *y,
                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                             bint stream) noexcept nogil:
-    cdef Py_ssize_t b, r, i, j, n, ahead = STATE_AHEAD_BYTES // <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t b, r, i, j, n, ahead = PLAIN_AHEAD_BYTES // <Py_ssize_t> sizeof(real)
     cdef bint again
     cdef real of[PARAMETERS * BATCH]
     for b in range((rows + BATCH - 1) // BATCH):
@@ -1566,7 +1568,7 @@ cdef inline void apply_each(int operation, bint kept, const real *x, Py_ssize_t 
                            factor + b * BATCH if operation == MIXTURE else factor, of)
         for r in range(n):
             i = b * BATCH + r
-            if classes < SHORTEST_ALIGNED and not stream:
+            if brief:
                 apply_short_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step)
             else:
                 apply_row(operation, kept, stream, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step,
@@ -1580,22 +1582,24 @@ cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step,
                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                      const real *factor, real *out, Py_ssize_t out_step, bint stream) noexcept nogil:
     cylsm_require(classes >= SHORTEST_ROW)
-    if operation == LOG_SOFTMAX:
-        apply_each(LOG_SOFTMAX, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+    if operation == LOG_SOFTMAX and classes < SHORTEST_ALIGNED and not stream:
+        apply_each(LOG_SOFTMAX, False, True, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, False)
+    elif operation == LOG_SOFTMAX:
+        apply_each(LOG_SOFTMAX, False, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and kept:
-        apply_each(SOFTMAX, True, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+        apply_each(SOFTMAX, True, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif operation == SOFTMAX_GRADIENT:
-        apply_each(SOFTMAX_GRADIENT, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+        apply_each(SOFTMAX_GRADIENT, False, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif operation == SOFTMAX:
-        apply_each(SOFTMAX, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+        apply_each(SOFTMAX, False, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        apply_each(LOG_SOFTMAX_BACKWARD, False, x, x_step, y, y_step, rows, classes, state, first, factor, out,
+        apply_each(LOG_SOFTMAX_BACKWARD, False, False, x, x_step, y, y_step, rows, classes, state, first, factor, out,
                    out_step, stream)
     elif operation == SOFTMAX_BACKWARD:
-        apply_each(SOFTMAX_BACKWARD, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
+        apply_each(SOFTMAX_BACKWARD, False, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
                    stream)
     else:
-        apply_each(MIXTURE, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, stream)
+        apply_each(MIXTURE, False, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, stream)
 
 
 # ---- softmax and log_softmax by rows: while a batch is added up, the next is compared and the last written -----------
@@ -1736,9 +1740,9 @@ cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, co
 
 cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, Py_ssize_t x_step, const real *y,
                                 Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, real *out, Py_ssize_t out_step,
-                                bint far, Py_ssize_t own) noexcept nogil:
+                                Py_ssize_t ahead, Py_ssize_t own) noexcept nogil:
     """Up to GROUP rows; `own` elements of out are this thread's."""
-    cdef Py_ssize_t r, ahead = ahead_of(far, x)
+    cdef Py_ssize_t r
     cdef real scale[GROUP]
     cdef real shift[GROUP]
     cdef real least[GROUP]
@@ -1751,41 +1755,41 @@ cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, 
             shift[r] = least[r] = 0
     for r in range(rows):
         backward_row(operation, whole, x + r * x_step, y + r * y_step, classes, scale[r], shift[r], least[r],
-                     out + r * out_step, ahead, ahead_within(ahead_of(far, x), classes, own - r * out_step))
+                     out + r * out_step, ahead, ahead_within(ahead, classes, own - r * out_step))
 
 
 cdef void backward_few(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                       Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far, Py_ssize_t own) noexcept nogil:
-    """Rows of up to four vectors: of a number that the compiler knows, the shortest takes a fifth less. Not inline, nor the
-    next: together they run out of registers."""
-    cdef Py_ssize_t whole = classes // lanes_of(x)
+                       Py_ssize_t classes, real *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
+    """Rows of up to four vectors: of a number that the compiler knows, and of a known distance, the shortest takes a fifth
+    less. Not inline, nor the next: together they run out of registers."""
+    cdef Py_ssize_t whole = classes // lanes_of(x), ahead = PLAIN_AHEAD_BYTES // <Py_ssize_t> sizeof(real)
     if operation == LOG_SOFTMAX_BACKWARD:
         if whole == 1:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
         elif whole == 2:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
         elif whole == 3:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
         else:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
     else:
         if whole == 1:
-            backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+            backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
         elif whole == 2:
-            backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+            backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
         elif whole == 3:
-            backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+            backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
         else:
-            backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+            backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
 
 
 cdef void backward_many(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                         Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far, Py_ssize_t own) noexcept nogil:
-    cdef Py_ssize_t whole = classes // lanes_of(x)
+    cdef Py_ssize_t whole = classes // lanes_of(x), ahead = ahead_of(far, x)
     if operation == LOG_SOFTMAX_BACKWARD:
-        backward_batch(LOG_SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+        backward_batch(LOG_SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
     else:
-        backward_batch(SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, far, own)
+        backward_batch(SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
 
 
 cdef void backward_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -1799,7 +1803,7 @@ cdef void backward_rows(int operation, const real *x, Py_ssize_t x_step, const r
         own = (rows - 1 - r) * out_step + classes
         if classes < 5 * lanes_of(x):
             backward_few(operation, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, out + r * out_step, out_step,
-                         far, own)
+                         own)
         else:
             backward_many(operation, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, out + r * out_step, out_step,
                           far, own)
