@@ -199,6 +199,11 @@ def test_rows_written_while_others_are_added_up(function, classes, dtype, cache_
     """Each row has the bits that it has alone, whatever the caches hold and however many rows there are."""
     call = getattr(cylsm, function)
     x = among_special_rows(large(function, (37, classes), 1, dtype, seed))["x"]
+    # A largest zero of either sign, alone and beside one of the other, in batches that are compared early.
+    x[18:23] = -np.abs(x[18:23]) - 1
+    x[18, 0] = x[19, [0, -1]] = x[20, [5, 100]] = -0.0
+    x[20:23, 50] = 0.0
+    x[18, 1:] = -20
     cache_bytes(1 << 40)
     wanted = np.stack([call(row) for row in x])
     for size in (1 << 40, 0):

@@ -52,12 +52,13 @@ def test_weighted_rows(axis, dtype, classes, seed):
 @pytest.mark.parametrize("rivals", [1, 40, 60_000])
 @pytest.mark.parametrize("place", [0, 0.5, 1])
 @pytest.mark.parametrize("gap", [20, 30, 60])
+@pytest.mark.parametrize("top", [9.7, -0.0])
 @pytest.mark.parametrize("dtype", accuracy.FLOATS)
-def test_confident_row_keeps_its_digits(dtype, gap, place, rivals):
-    """The gap is inexact, and what is left of 1 - p is far below the spacing of numbers at 1."""
+def test_confident_row_keeps_its_digits(dtype, top, gap, place, rivals):
+    """The gap may be inexact, and what is left of 1 - p is far below the spacing of numbers at 1."""
     target = round(place * rivals)
-    x = np.full(rivals + 1, 9.7 - gap, dtype)
-    x[target] = 9.7
+    x = np.full(rivals + 1, top - gap, dtype)
+    x[target] = top
     for function in ("log_softmax", "softmax"):
         expected = accuracy.expected(function, x=x)
         accuracy.assert_accurate(getattr(cylsm, function)(x), expected)

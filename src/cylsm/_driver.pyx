@@ -467,7 +467,7 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
 
 
 cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept nogil:
-    """Everything in one kernel: a block of few classes, of short rows of softmax, or of a backward operation's rows."""
+    """Everything in one kernel: a block of few classes, or of rows of softmax, log_softmax or a backward operation."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t x_step, y_step = 0, out_step = 0
     cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)

@@ -120,13 +120,13 @@ cdef enum:
     # 52 us on one thread so, and 55 with 4 KB; of 50000 x 100, 1.26 ms and 1.15.
     BATCH_BYTES = 8192
     # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, where the last level holds
-    # the arrays, and where it does not. Never a page, or half of one: what has just been stored lies as far into another
-    # page then, and the processor takes one for the other. softmax of 2048 x 257 float64 takes 246 us on one thread so,
+    # the arrays, and where it does not. Not a page: what has just been stored lies as far into another page then, and the
+    # processor takes one for the other. softmax of 2048 x 257 float64 takes 246 us on one thread so,
     # 341 with 4096 for both, and 267 with 6144; of 16384 x 1000 log_softmax 6.1 ms with 6144, 6.8 with 4096 and 7.6 with 3072.
     AHEAD_BYTES = 3072
     FAR_AHEAD_BYTES = 6144
-    # Of long rows, by kernels that keep a state, and of the shortest: log_softmax_backward of 64 x 50257 float32 takes 0.40 ms
-    # on two threads so, 0.45 with 3072 and 0.48 with 6144.
+    # By kernels that keep a state, and of the shortest rows of a gradient: there a page is best. log_softmax_backward of
+    # 64 x 50257 float32 takes 0.40 ms on two threads so, 0.45 with 3072 and 0.48 with 6144.
     PLAIN_AHEAD_BYTES = 4096
 
 # What the exps of a row count from.
@@ -1092,15 +1092,16 @@ cdef inline void raise_lanes(int operation, const real *x, const real *y, real *
             top[j] = larger(top[j], x[j])
 
 
-cdef inline void raise_group(int operation, const real *x, const real *y, real *top) noexcept nogil:
-    """The same of four vectors."""
+cdef inline void raise_group(int operation, const real *x, const real *y, real *tops) noexcept nogil:
+    """The same of four vectors, each with lanes of its own."""
     cdef Py_ssize_t i, lanes = lanes_of(x)
     for i in range(4):
-        raise_lanes(operation, x + i * lanes, y + i * lanes, top)
+        raise_lanes(operation, x + i * lanes, y + i * lanes, tops + i * lanes)
 
 
 cdef inline void row_max(int operation, const real *x, const real *y, Py_ssize_t classes, real *top) noexcept nogil:
-    """The lanes of one row's maximum. The last vectors overlap: a maximum may see an element twice."""
+    """The lanes of one row's maximum. The last vectors overlap: a maximum may see an element twice. row_sum takes it in the
+    same order, on which the sign of a largest zero depends."""
     cdef Py_ssize_t i, j, at, lanes = lanes_of(x), group = 4 * lanes, groups = classes // group
     cdef real first[MOST_LANES]
     cdef real second[MOST_LANES]
@@ -1299,7 +1300,7 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
     cdef real end[MOST_LANES]
     cdef real last_x[MOST_LANES]
     cdef real last_y[MOST_LANES]
-    cdef real top[MOST_LANES]
+    cdef real tops[4 * MOST_LANES]
     cdef real ends[2 * MOST_LANES]
     cdef real parameters[(LOW + 1) * BATCH]
     cdef const real *later = x
@@ -1308,8 +1309,8 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
     cdef Py_ssize_t out_ahead = 0
     if also != ALONE:
         later = <const real *> meanwhile.later
-        for j in range(lanes):
-            top[j] = lowest(x)
+        for j in range(4 * lanes):
+            tops[j] = lowest(x)
     if also == WRITING or stream:
         earlier = <const real *> meanwhile.earlier
         out = <real *> meanwhile.out
@@ -1328,7 +1329,7 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
         ask_for(x + i + ahead, group)
         if keep:
             ask_for(exps + i + exps_ahead, group)
-        raise_group(operation, later + i, later + i, top)
+        raise_group(operation, later + i, later + i, tops)
         apply_group(operation, keep, stream, earlier + at, earlier + at, parameters, out + at, out_ahead)
         sum_of_classes(operation, 4, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
@@ -1343,13 +1344,13 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
         if soon != NULL:
             ask_for(soon + i, group)
         if also != ALONE:
-            raise_group(operation, later + i, later + i, top)
+            raise_group(operation, later + i, later + i, tops)
         sum_of_classes(operation, 4, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += group
     while i + lanes <= classes:
         if also != ALONE:
-            raise_lanes(operation, later + i, later + i, top)
+            raise_lanes(operation, later + i, later + i, tops)
         sum_of_classes(operation, 1, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += lanes
@@ -1367,9 +1368,11 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
                 last_x[j] = exp_of_lane(origin, end[j], row, BATCH, 0)
             memcpy(exps + classes - lanes, last_x, lanes * sizeof(real))
     if also != ALONE:
-        raise_lanes(operation, later + classes - lanes, later + classes - lanes, top)
+        if classes % lanes != 0:
+            raise_lanes(operation, later + classes - lanes, later + classes - lanes, tops)
         for j in range(lanes):
-            (<real *> meanwhile.later_top)[j] = top[j]
+            (<real *> meanwhile.later_top)[j] = larger(larger(tops[lanes + j], tops[j]),
+                                                       larger(tops[3 * lanes + j], tops[2 * lanes + j]))
     if also == WRITING or stream:
         apply_rest(operation, keep, stream, earlier, earlier, classes, parameters, out, ends, start, at)
     for j in range(lanes):
@@ -1405,8 +1408,7 @@ cdef inline bint take_tops(int operation, bint near, const real *x, Py_ssize_t x
         of[TOP * BATCH + r] = 0
     fold(True, tops, lanes_of(x), rows)
     for r in range(rows):
-        # A zero becomes +0, in whatever order zeros were compared.
-        of[TOP * BATCH + r] = tops[r] + <real> 0.0
+        of[TOP * BATCH + r] = tops[r]
     if not near:
         set_references(BATCH, of)
     if operation == SOFTMAX:
@@ -1626,8 +1628,8 @@ cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_
                                Py_ssize_t batch, Py_ssize_t classes, const real *of, const real *of_earlier, real *out,
                                Py_ssize_t out_step, bint far, Py_ssize_t own, real *tops, real *total, real *carry,
                                real *ties) noexcept nogil:
-    """Adds up a batch's rows, and compares the `more` rows that follow. The whole batch before is written as well, but for
-    rows that none is left here to go with. `own` elements from out on are this thread's."""
+    """Adds up a batch's rows, and compares the `more` rows that follow. Beside row r, row r of the batch before is written;
+    if there are more of those, the caller writes them. `own` elements from out on are this thread's."""
     cdef Py_ssize_t r, lanes = lanes_of(x), later, ahead
     cdef bint keep = operation == SOFTMAX
     cdef Meanwhile meanwhile
