@@ -76,7 +76,7 @@ cdef enum:
     # 16384 x 1000, 0.15 and 0.16. log_softmax_backward of 16384 x 1000 0.14 and 0.16, but of 100000 x 64 float64, 0.59 and
     # 0.29: of rows twice as long. Never softmax, whose exps wait in the output.
     STREAM_ROW_BYTES = 512
-    # Rows from here on go to forward_rows, and from arrays that no cache holds shorter ones. log_softmax takes so, and in
+    # Rows from here on go to forward_rows, and shorter ones where they are far. log_softmax takes so, and in
     # blocks, on one thread: 300 x 1003 float32 52 us and 58, 4096 x 144 94 and 80; 40000 x 300 1.54 ms and 1.91 on two.
     FORWARD_BYTES = 2048
     FAR_FORWARD_BYTES = 512
@@ -109,7 +109,7 @@ cdef struct Plan:
     bint y_direct
     bint out_direct
     bint stream
-    bint far                        # no cache holds the arrays
+    bint far                        # the arrays take half of the last-level cache, or more
     bint at_once                    # one kernel reduces, finishes and writes a block:
     bint backward                   # backward_rows,
     bint forward                    # forward_rows,

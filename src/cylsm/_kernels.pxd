@@ -87,8 +87,8 @@ ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
-# The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y. `far`: no
-# cache holds the arrays.
+# The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y. `far`:
+# the arrays take half of the last-level cache, or more.
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                  Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step,
                                  bint far) noexcept nogil

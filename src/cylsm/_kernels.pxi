@@ -119,8 +119,8 @@ cdef enum:
     # are taken, and many enough to hide what waits at the end of a sum. log_softmax_backward of 4096 x 64 float32 takes
     # 52 us on one thread so, and 55 with 4 KB; of 50000 x 100, 1.26 ms and 1.15.
     BATCH_BYTES = 8192
-    # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, where the last level holds
-    # the arrays, and where it does not. Not a page: what has just been stored lies as far into another page then, and the
+    # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, of arrays in the caches,
+    # and of far ones. Not a page: what has just been stored lies as far into another page then, and the
     # processor takes one for the other. softmax of 2048 x 257 float64 takes 246 us on one thread so,
     # 341 with 4096 for both, and 267 with 6144; of 16384 x 1000 log_softmax 6.1 ms with 6144, 6.8 with 4096 and 7.6 with 3072.
     AHEAD_BYTES = 3072
@@ -1872,7 +1872,7 @@ cdef inline void scale_row(Py_ssize_t whole, float *row, Py_ssize_t classes, flo
 
 cdef inline void softmax_batch(Py_ssize_t whole, const float *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
                                float *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
-    """Up to GROUP rows; `own` as in backward_batch."""
+    """Up to GROUP rows. `own` elements of out are asked for as they come; none if it is 0."""
     cdef Py_ssize_t r
     cdef int infinite = 0
     cdef float top[GROUP]
@@ -2699,7 +2699,7 @@ table.of_double.few_bytes = FEW_BYTES
 table.of_float.softmax_rows = <softmax_kernel> &softmax_rows if CYLSM_VECTOR_BYTES == 64 else NULL
 table.of_double.softmax_rows = NULL
 
-# Narrow vectors leave memory no time to wait for: log_softmax takes a tenth longer so.
+# Of narrow vectors arithmetic hides memory anyway: log_softmax takes a tenth longer so.
 table.of_float.forward_rows = <forward_kernel> &forward_rows[float] if CYLSM_VECTOR_BYTES > 16 else NULL
 table.of_double.forward_rows = <forward_kernel> &forward_rows[double] if CYLSM_VECTOR_BYTES > 16 else NULL
 
