@@ -218,10 +218,13 @@ def test_rows_written_while_others_are_added_up(function, classes, dtype, cache_
 
 @on_each_isa
 @pytest.mark.parametrize("beyond", [0, 1, 8, 16, 20])
-@pytest.mark.parametrize("row_bytes", [512, 1200, 65536, 2 * 65536])
+@pytest.mark.parametrize(
+    ("rows", "row_bytes"), [(150, 128), (37, 512), (21, 1200), (5, 65536), (3, 2 * 65536), (2, 600_000)]
+)
 @pytest.mark.parametrize(
     ("function", "options"),
     [
+        ("softmax", {}),
         ("log_softmax", {}),
         ("log_softmax_backward", {}),
         ("softmax_backward", {}),
@@ -229,20 +232,21 @@ def test_rows_written_while_others_are_added_up(function, classes, dtype, cache_
     ],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_around_the_caches(dtype, function, options, row_bytes, beyond, cache_bytes, seed):
-    """The same as through them, wherever in a line rows start, and nothing beside the result is written."""
+def test_around_the_caches(dtype, function, options, rows, row_bytes, beyond, cache_bytes, seed):
+    """The same as through them, wherever in a line rows start and end, and nothing beside the result is written."""
     classes = row_bytes // dtype().itemsize + beyond
-    made = large(function, (3, classes), 1, dtype, seed) | options
+    made = large(function, (rows, classes), 1, dtype, seed) | options
     cache_bytes(1 << 40)
     through = getattr(cylsm, function)(**made)
     cache_bytes(0)
     for start in (0, 1, 3, 4, 15):
-        room = np.full(3 * classes + 32, 7, dtype)
-        out = room[start : start + 3 * classes].reshape(3, classes)
-        getattr(cylsm, function)(**made, out=out)
-        np.testing.assert_array_equal(out, through[1] if isinstance(through, tuple) else through)
-        assert (room[:start] == 7).all()
-        assert (room[start + 3 * classes :] == 7).all()
+        for gap in (0, 5):
+            room = np.full(rows * (classes + gap) + 32, 7, dtype)
+            lines = room[start : start + rows * (classes + gap)].reshape(rows, classes + gap)
+            getattr(cylsm, function)(**made, out=lines[:, :classes])
+            np.testing.assert_array_equal(lines[:, :classes], through[1] if isinstance(through, tuple) else through)
+            lines[:, :classes] = 7
+            assert (room == 7).all()
 
 
 @on_each_isa

@@ -16,6 +16,7 @@ from libc.string cimport memcpy
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from cylsm._kernels cimport (
+    FORWARD_SCRATCH,
     GROUP,
     LONGEST_SOFTMAX,
     LOG_SOFTMAX,
@@ -70,16 +71,17 @@ cdef enum:
     GRADIENT_LANES = 2048
     LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes
     LEAST_LANES = 64
-    KEPT_BYTES = 524288             # longest row that is expected to wait in L2 from its reduction to its writing
-    # Outputs that the last-level cache would not hold are streamed around it, in rows so long that it hardly matters that
-    # lines at their ends are not: log_softmax of 40000 x 300 float32 takes 0.15 ns an element so, and 0.20 without; of
-    # 16384 x 1000, 0.15 and 0.16. log_softmax_backward of 16384 x 1000 0.14 and 0.16, but of 100000 x 64 float64, 0.59 and
-    # 0.29: of rows twice as long. Never softmax, whose exps wait in the output.
-    STREAM_ROW_BYTES = 512
+    # Longest row that is expected to wait in L2 from its reduction to its writing.
+    KEPT_BYTES = 524288
+    # Rows of arrays that the last-level cache cannot hold together are streamed around it from here on, those of a gradient
+    # whatever their length, whose sums take little beside memory. On two threads, streamed and not: softmax of 12000 x 1000
+    # float32 1.58 ms and 1.99, log_softmax_backward of 100000 x 64 1.03 and 1.30; log_softmax of 33000 x 257 1.19 and 1.17, of
+    # 70000 x 128 1.61 and 1.50.
+    STREAM_ROW_BYTES = 1024
     # Rows from here on go to forward_rows, and shorter ones where they are far. log_softmax takes so, and in
     # blocks, on one thread: 300 x 1003 float32 52 us and 58, 4096 x 144 94 and 80; 40000 x 300 1.54 ms and 1.91 on two.
-    FORWARD_BYTES = 2048
-    FAR_FORWARD_BYTES = 512
+    FORWARD_ROW_BYTES = 2048
+    FAR_FORWARD_ROW_BYTES = 512
     ROW_WORK = 16                   # what a row takes beside its elements, its logarithm above all, in elements
 
 cdef enum Regime:
@@ -108,8 +110,9 @@ cdef struct Plan:
     bint x_direct
     bint y_direct
     bint out_direct
-    bint stream
-    bint far                        # the arrays take half of the last-level cache, or more
+    bint by_tiles                   # threads share the tiles of a row, one row after the other
+    bint stream                     # the last-level cache cannot hold the arrays: out is written around it
+    bint far                        # they take half of it, or more
     bint at_once                    # one kernel reduces, finishes and writes a block:
     bint backward                   # backward_rows,
     bint forward                    # forward_rows,
@@ -240,7 +243,7 @@ cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexc
 
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1]
-    cdef Py_ssize_t row_bytes
+    cdef Py_ssize_t row_bytes, moved
     cdef bint backward = task.operation == LOG_SOFTMAX_BACKWARD or task.operation == SOFTMAX_BACKWARD
     plan.task = task
     plan.kernels = kernels(task.wide)
@@ -282,17 +285,18 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.x_direct = is_direct(plan, &task.x)
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
-    plan.stream = (plan.regime == ROWS and plan.out_direct and not task.in_place and not is_softmax(task.operation)
-                   and task.classes * plan.size >= (2 if backward else 1) * STREAM_ROW_BYTES
-                   and task.rows * task.classes * plan.size >= last_level_cache_bytes)
-    plan.far = (3 if backward else 2) * task.rows * task.classes * plan.size >= last_level_cache_bytes // 2
-    # Streamed, the same bits: reduce_rows and apply_rows add up and write as backward_rows does.
-    plan.backward = (backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
-                     and not plan.stream)
+    plan.by_tiles = (plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
+                     and plan.blocks % plan.threads != 0)
+    plan.backward = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
+    moved = (3 if backward else 2) * task.rows * task.classes * plan.size
+    plan.far = moved >= last_level_cache_bytes // 2
+    plan.stream = (plan.out_direct and not task.in_place and moved >= last_level_cache_bytes
+                   and (plan.backward or (plan.regime == ROWS and row_bytes >= STREAM_ROW_BYTES
+                                          and task.operation != SOFTMAX_GRADIENT)))
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
-                    and row_bytes >= (FAR_FORWARD_BYTES if plan.far else FORWARD_BYTES) and not plan.softmax_rows
+                    and row_bytes >= (FAR_FORWARD_ROW_BYTES if plan.far else FORWARD_ROW_BYTES) and not plan.softmax_rows
                     and (task.operation == LOG_SOFTMAX or task.operation == SOFTMAX))
     plan.stateless = plan.backward or plan.softmax_rows or plan.forward
     plan.at_once = plan.stateless or plan.regime == FEW
@@ -304,7 +308,9 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     # Weighted sums of lanes have one body for all lengths, reduce_strip's.
     if plan.regime == STRIP:
         plan.at_once = task.classes <= SHORT_CLASSES and task.operation != LOGSUMEXP_WEIGHTED
-    plan.kept = not plan.at_once and is_softmax(task.operation) and (plan.out_direct or plan.tiles == 1)
+    plan.kept = (not plan.at_once and is_softmax(task.operation)
+                 and (plan.tiles == 1 or (plan.out_direct and not plan.stream)
+                      or (plan.stream and not plan.by_tiles and task.classes * plan.size <= KEPT_BYTES)))
     plan.ask_early = (plan.regime == ROWS and plan.out_direct and not plan.stream
                       and task.classes * plan.size <= KEPT_BYTES)
     task.blocks_per_part = (plan.blocks + MOST_PARTS - 1) // MOST_PARTS
@@ -316,6 +322,18 @@ cdef void *take(char *base, Py_ssize_t *used, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t at = used[0]
     used[0] += (size + 63) // 64 * 64 + 192
     return base + at if base != NULL else NULL
+
+
+cdef Py_ssize_t out_bytes(const Plan *plan, Py_ssize_t piece) noexcept nogil:
+    """Scratch for what is not written to out, or not at once: results of which a piece is stored, or exps."""
+    cdef bint softmax = is_softmax(plan.task.operation)
+    if not plan.out_direct:
+        return piece
+    if plan.forward and plan.stream and softmax:
+        return FORWARD_SCRATCH
+    if plan.kept and plan.stream and plan.tiles > 1:
+        return plan.task.classes * plan.size
+    return piece if softmax and not plan.at_once and not (plan.kept and not plan.stream) else 0
 
 
 cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept nogil:
@@ -347,9 +365,8 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.block.scratch = <char *> take(base, &used, plan.block_rows * task.row_scratch)
     worker.x_piece = take(base, &used, 0 if plan.x_direct else piece)
     worker.y_piece = take(base, &used, 0 if plan.y_direct or (task.y.data == NULL and task.fill_y == NULL) else piece)
-    worker.out_piece = take(base, &used, 0 if plan.out_direct and (
-        plan.kept or plan.at_once or not is_softmax(task.operation)) else piece)
-    worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.at_once else 0)
+    worker.out_piece = take(base, &used, out_bytes(plan, piece))
+    worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.at_once and not plan.stateless else 0)
     return used
 
 
@@ -413,10 +430,10 @@ cdef void *out_of(const Plan *plan, const Block *block, Py_ssize_t t, Py_ssize_t
 
 cdef void *exps_of(const Plan *plan, Worker *worker, const Block *block, Py_ssize_t t, Py_ssize_t *step) noexcept nogil:
     """Where the exps of tile t are written, and read again if they are kept."""
-    if plan.kept and plan.out_direct:
+    if plan.kept and plan.out_direct and not plan.stream:
         return out_of(plan, block, t, step)
     step[0] = block.rows if plan.regime == STRIP else tile_length(plan, t)
-    return worker.out_piece
+    return <char *> worker.out_piece + (t * plan.tile * block.rows * plan.size if plan.kept else 0)
 
 
 cdef void reduce_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t t, int operation) noexcept nogil:
@@ -482,10 +499,11 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     if plan.softmax_rows:
         plan.kernels.softmax_rows(x, x_step, block.rows, task.classes, out, out_step, plan.far)
     elif plan.forward:
-        plan.kernels.forward_rows(task.operation, x, x_step, block.rows, task.classes, out, out_step, plan.far,
-                                  plan.stream)
+        plan.kernels.forward_rows(task.operation, x, x_step, block.rows, task.classes, out, out_step, worker.out_piece,
+                                  plan.far, plan.stream)
     elif plan.backward:
-        plan.kernels.backward_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, out, out_step, plan.far)
+        plan.kernels.backward_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, out, out_step, plan.far,
+                                   plan.stream)
     else:
         kernel(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
                block.factor if task.has_factor else NULL, out, out_step, worker.transposed)
@@ -582,19 +600,16 @@ cdef void share(job each, void *context, Py_ssize_t count, int threads) noexcept
 
 cdef int run(Task *task) except -1:
     cdef Plan plan
-    cdef bint by_tiles
     cdef int i, workers
     cdef Py_ssize_t index, worker_bytes
     cdef char *scratch
     make_plan(&plan, task)
     if plan.blocks == 0:
         return 0
-    by_tiles = (plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
-                and plan.blocks % plan.threads != 0)
-    if not by_tiles:
+    if not plan.by_tiles:
         plan.threads = <int> min(<Py_ssize_t> plan.threads, task.parts)
     # A block whose tiles are shared belongs to no thread: the last worker's.
-    workers = plan.threads + by_tiles
+    workers = plan.threads + plan.by_tiles
     worker_bytes = sizeof(Worker) + lay_out(&plan, NULL, NULL)
     plan.workers = <Worker *> malloc(workers * worker_bytes + 64)
     if plan.workers == NULL:
@@ -604,7 +619,7 @@ cdef int run(Task *task) except -1:
         scratch += 64 - <size_t> scratch % 64
         for i in range(workers):
             scratch += lay_out(&plan, scratch, &plan.workers[i])
-        if by_tiles:
+        if plan.by_tiles:
             for index in range(plan.blocks):
                 compute_block(&plan, &plan.workers[plan.threads], index, True)
         else:

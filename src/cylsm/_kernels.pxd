@@ -17,6 +17,10 @@ cdef enum:
     TILE_BYTES = 65536
     SHORTEST_SOFTMAX = 32  # elements of a row that softmax_rows takes: two to eight vectors of 64 bytes and part of one
     LONGEST_SOFTMAX = 143
+    # Rows that forward_rows adds up while it compares as many and writes as many; two batches wait in L2. Streamed, their exps
+    # wait in scratch of so many bytes, where a row begins with a line.
+    FORWARD_BYTES = 65536
+    FORWARD_SCRATCH = 2 * (65536 + 16 * 64)
     SHORT_CLASSES = 16    # that few_strip takes at most
     GROUP = 64            # rows that few_rows transposes together, a power of 4,
     LONG_GROUP = 16       # or so many where they are longer than a line: the group stays in L1
@@ -87,15 +91,15 @@ ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
-# The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y. `far`:
-# the arrays take half of the last-level cache, or more.
+# The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y, but where
+# it is streamed around the caches. `far`: the arrays take half of the last-level cache, or more.
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                  Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step,
-                                 bint far) noexcept nogil
-# The same of LOG_SOFTMAX and SOFTMAX, to the bits of reduce_rows, finish and apply_rows; streamed, which SOFTMAX never is,
-# out goes around the caches. out may be x.
+                                 bint far, bint stream) noexcept nogil
+# The same of LOG_SOFTMAX and SOFTMAX, to the bits of reduce_rows, finish and apply_rows. SOFTMAX's exps wait in out or,
+# where that is streamed, in `exps`, of FORWARD_SCRATCH bytes.
 ctypedef void (*forward_kernel)(int operation, const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
-                                void *out, Py_ssize_t out_step, bint far, bint stream) noexcept nogil
+                                void *out, Py_ssize_t out_step, void *exps, bint far, bint stream) noexcept nogil
 # The same of softmax, of rows of SHORTEST_SOFTMAX to LONGEST_SOFTMAX classes. out may be x.
 ctypedef void (*softmax_kernel)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, void *out,
                                 Py_ssize_t out_step, bint far) noexcept nogil

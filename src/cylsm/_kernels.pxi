@@ -34,6 +34,7 @@ from cylsm._kernels cimport (
     FLOAT16,
     FLOAT32,
     FLOAT64,
+    FORWARD_BYTES,
     GROUP,
     INT8,
     INT16,
@@ -106,8 +107,6 @@ cdef enum:
     # Elements of a row from which on log_softmax writes it in vectors that begin with a line: 1000 x 16 float32 would take
     # 6.0 us so, and takes 5.4.
     SHORTEST_ALIGNED = 128
-    # Rows that forward_rows adds up while it compares as many and writes as many; two batches wait in L2.
-    FORWARD_BYTES = 65536
     ONE_BY_ONE = 64           # up to so many classes of a lane are added one by one
     # Up to here all exps count from the top, with what that loses: logsumexp of 4 float32 classes takes 1.73 ns an element
     # so, and 1.75 with a reference, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
@@ -119,6 +118,7 @@ cdef enum:
     # are taken, and many enough to hide what waits at the end of a sum. log_softmax_backward of 4096 x 64 float32 takes
     # 52 us on one thread so, and 55 with 4 KB; of 50000 x 100, 1.26 ms and 1.15.
     BATCH_BYTES = 8192
+    STREAMED_BYTES = 4096     # and so many where they are streamed
     # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, of arrays in the caches,
     # and of far ones. Not a page: what has just been stored lies as far into another page then, and the
     # processor takes one for the other. softmax of 2048 x 257 float64 takes 246 us on one thread so,
@@ -141,6 +141,13 @@ cdef struct Soon:
     const void *one
     const void *other
 
+# A row's last elements that fill no line, and wait for the next row's first: streamed together, neither is fetched. The
+# line in the middle is written in whole lines that overlap.
+cdef struct Tail:
+    bint more                 # the next row begins where this one ends
+    Py_ssize_t held           # bytes
+    char room[3 * LINE_BYTES]
+
 # What row_sum does beside adding up:
 cdef enum Also:
     ALONE                     # nothing,
@@ -156,6 +163,7 @@ cdef struct Meanwhile:
     const void *parameters
     void *out
     Py_ssize_t out_ahead
+    Tail *tail
 
 # What belongs to a row (or lane): lines of one array, as long as there are rows.
 cdef enum:
@@ -1249,7 +1257,8 @@ cdef inline void apply_group(int operation, bint kept, bint stream, const real *
 
 
 cdef inline void apply_rest(int operation, bint kept, bint stream, const real *x, const real *y, Py_ssize_t classes,
-                            const real *row, real *out, const real *ends, Py_ssize_t at, Py_ssize_t i) noexcept nogil:
+                            const real *row, real *out, const real *ends, Py_ssize_t at, Py_ssize_t i,
+                            Tail *tail) noexcept nogil:
     """What the groups have left, which lie from `at` to i. No line is both stored and streamed: it would have to be
     fetched again."""
     cdef Py_ssize_t line = line_of(x)
@@ -1262,8 +1271,18 @@ cdef inline void apply_rest(int operation, bint kept, bint stream, const real *x
             apply_span(operation, kept, line, x + i, y + i, row, out + i)
         i += line
     if stream:
-        memcpy(out, ends, at * sizeof(real))
-        memcpy(out + i, ends + MOST_LANES + line - (classes - i), (classes - i) * sizeof(real))
+        if tail.held > 0:
+            cylsm_require(tail.held + at * <Py_ssize_t> sizeof(real) == LINE_BYTES)
+            memcpy(tail.room + LINE_BYTES + tail.held, ends, LINE_BYTES)
+            stream_lines(<char *> out - tail.held, tail.room + LINE_BYTES, 1)
+        else:
+            memcpy(out, ends, at * sizeof(real))
+        tail.held = 0
+        if tail.more:
+            tail.held = (classes - i) * sizeof(real)
+            memcpy(tail.room + tail.held, ends + MOST_LANES, LINE_BYTES)
+        else:
+            memcpy(out + i, ends + MOST_LANES + line - (classes - i), (classes - i) * sizeof(real))
     else:
         if at > 0:
             memcpy(out, ends, line * sizeof(real))
@@ -1272,7 +1291,7 @@ cdef inline void apply_rest(int operation, bint kept, bint stream, const real *x
 
 
 cdef inline void apply_row(int operation, bint kept, bint stream, const real *x, const real *y, Py_ssize_t classes,
-                           const real *row, real *out, Py_ssize_t out_ahead) noexcept nogil:
+                           const real *row, real *out, Py_ssize_t out_ahead, Tail *tail) noexcept nogil:
     """One row of the result; streamed, its whole lines go around the caches. What lies `out_ahead` is asked for."""
     cdef real ends[2 * MOST_LANES]
     cdef Py_ssize_t at = apply_ends(operation, kept, x, y, classes, row, out, stream, ends)
@@ -1280,7 +1299,7 @@ cdef inline void apply_row(int operation, bint kept, bint stream, const real *x,
     while i + group <= classes:
         apply_group(operation, kept, stream, x + i, y + i, row, out + i, out_ahead)
         i += group
-    apply_rest(operation, kept, stream, x, y, classes, row, out, ends, at, i)
+    apply_rest(operation, kept, stream, x, y, classes, row, out, ends, at, i, tail)
 
 
 cdef inline void row_sum(int operation, bint keep, int also, int origin, const real *x, const real *y, Py_ssize_t classes,
@@ -1374,7 +1393,8 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
             (<real *> meanwhile.later_top)[j] = larger(larger(tops[lanes + j], tops[j]),
                                                        larger(tops[3 * lanes + j], tops[2 * lanes + j]))
     if also == WRITING or stream:
-        apply_rest(operation, keep, stream, earlier, earlier, classes, parameters, out, ends, start, at)
+        apply_rest(operation, keep, stream, earlier, earlier, classes, parameters, out, ends, start, at,
+                   meanwhile.tail)
     for j in range(lanes):
         total[j] = sums[j]
     for j in range(lanes):
@@ -1564,6 +1584,8 @@ cdef inline void apply_each(int operation, bint kept, bint brief, const real *x,
     cdef Py_ssize_t b, r, i, j, n, ahead = PLAIN_AHEAD_BYTES // <Py_ssize_t> sizeof(real)
     cdef bint again
     cdef real of[PARAMETERS * BATCH]
+    cdef Tail tail
+    tail.held = 0
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
         again = read_state(operation, BATCH, n, state, first + b * BATCH,
@@ -1573,8 +1595,9 @@ cdef inline void apply_each(int operation, bint kept, bint brief, const real *x,
             if brief:
                 apply_short_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step)
             else:
+                tail.more = out_step == classes and i < rows - 1 and not again
                 apply_row(operation, kept, stream, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step,
-                          ahead_within(ahead, classes, (rows - 1 - i) * out_step + classes))
+                          ahead_within(ahead, classes, (rows - 1 - i) * out_step + classes), &tail)
             if again:
                 for j in range(classes):
                     out[i * out_step + j] = out[i * out_step + j] * of[AGAIN * BATCH + r]
@@ -1626,13 +1649,14 @@ cdef inline void set_parameters(int operation, real *of, real *total, real *carr
 
 cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t more,
                                Py_ssize_t batch, Py_ssize_t classes, const real *of, const real *of_earlier, real *out,
-                               Py_ssize_t out_step, bint far, Py_ssize_t own, real *tops, real *total, real *carry,
-                               real *ties) noexcept nogil:
+                               Py_ssize_t out_step, real *exps, const real *exps_earlier, Py_ssize_t exps_step, bint far,
+                               Py_ssize_t own, real *tops, real *total, real *carry, real *ties, Tail *tail) noexcept nogil:
     """Adds up a batch's rows, and compares the `more` rows that follow. Beside row r, row r of the batch before is written;
     if there are more of those, the caller writes them. `own` elements from out on are this thread's."""
     cdef Py_ssize_t r, lanes = lanes_of(x), later, ahead
     cdef bint keep = operation == SOFTMAX
     cdef Meanwhile meanwhile
+    meanwhile.tail = tail
     for r in range(rows):
         # Without another row its own is compared once more.
         later = r + batch if r < more else r
@@ -1640,20 +1664,24 @@ cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_
         meanwhile.later = x + later * x_step
         meanwhile.later_top = tops + r * lanes
         meanwhile.out = out + (r - batch) * out_step
-        meanwhile.earlier = meanwhile.out if keep else <const void *> (x + (r - batch) * x_step)
+        meanwhile.earlier = exps_earlier + r * exps_step if keep else x + (r - batch) * x_step
         meanwhile.parameters = of_earlier + r
         meanwhile.out_ahead = ahead_within(ahead_of(far, x), classes, own - (r - batch) * out_step)
         row_sum(operation, keep, also, ROUNDED if keep else CENTRED, x + r * x_step, x, classes, of + r, total + r * lanes,
-                carry + r * lanes, ties + r * lanes, ties, out + r * out_step,
-                ahead_within(ahead_of(far, x), classes, own - r * out_step) if far else 0, ahead, NULL, &meanwhile)
+                carry + r * lanes, ties + r * lanes, ties, exps + r * exps_step,
+                ahead_within(ahead_of(far, x), classes, own - r * out_step) if far and also != STREAMING else 0, ahead, NULL,
+                &meanwhile)
 
 
 cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
-                         real *out, Py_ssize_t out_step, bint far) noexcept nogil:
+                         real *out, Py_ssize_t out_step, real *apart, bint far) noexcept nogil:
     cdef Py_ssize_t b, r, at, n = 0, lanes = lanes_of(x), own = rows * out_step
+    cdef Py_ssize_t exps_step = (classes + line_of(x) - 1) // line_of(x) * line_of(x) if stream else out_step
     cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> BATCH,
                                                     FORWARD_BYTES // (classes * <Py_ssize_t> sizeof(real))))
     cdef bint keep = operation == SOFTMAX, found
+    cdef real *exps = out
+    cdef real *exps_earlier = out
     cdef real parameters[2 * (LOW + 1) * BATCH]
     cdef real *of = parameters
     cdef real *of_earlier = parameters + (LOW + 1) * BATCH
@@ -1662,37 +1690,46 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
     cdef real total[BATCH * MOST_LANES]
     cdef real carry[BATCH * MOST_LANES]
     cdef real ties[BATCH * MOST_LANES]
+    cdef Tail tail
+    tail.held = 0
+    tail.more = out_step == classes
     for r in range(min(rows, batch)):
         row_max(operation, x + r * x_step, x, classes, tops + r * lanes)
     for b in range((rows + batch - 1) // batch + 1):
         at = b * batch
         n = max(<Py_ssize_t> 0, min(rows - at, batch))
         found = take_tops(operation, keep, x + at * x_step, x_step, n, classes, tops, of, infinite)
+        exps_earlier = exps
+        if keep:
+            exps = apart + b % 2 * batch * exps_step if stream else out + at * out_step
         if b == 0:
             forward_batch(operation, RAISING, x, x_step, n, min(rows - n, batch), batch, classes, of, of_earlier, out,
-                          out_step, far, own, tops, total, carry, ties)
+                          out_step, exps, exps, exps_step, far, own, tops, total, carry, ties, &tail)
         else:
             forward_batch(operation, STREAMING if stream else WRITING, x + at * x_step, x_step, n, min(rows - at - n, batch),
-                          batch, classes, of, of_earlier, out + at * out_step, out_step, far, own - at * out_step, tops, total,
-                          carry, ties)
+                          batch, classes, of, of_earlier, out + at * out_step, out_step, exps, exps_earlier, exps_step, far,
+                          own - at * out_step, tops, total, carry, ties, &tail)
         for r in range(at - batch + n if b > 0 else at, min(rows, at)):
-            apply_row(operation, keep, stream, out + r * out_step if keep else x + r * x_step, x, classes,
-                      of_earlier + r - (at - batch), out + r * out_step,
-                      ahead_within(ahead_of(far, x), classes, own - r * out_step))
+            tail.more = out_step == classes and r < rows - 1
+            apply_row(operation, keep, stream, exps_earlier + (r - (at - batch)) * exps_step if keep else x + r * x_step, x,
+                      classes, of_earlier + r - (at - batch), out + r * out_step,
+                      ahead_within(ahead_of(far, x), classes, own - r * out_step), &tail)
         take_sums(operation, n, of, found, infinite, total, carry, ties, ties)
         set_parameters(operation, of, total, carry, ties)
         of, of_earlier = of_earlier, of
 
 
 cdef void forward_rows(int operation, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
-                       Py_ssize_t out_step, bint far, bint stream) noexcept nogil:
+                       Py_ssize_t out_step, real *exps, bint far, bint stream) noexcept nogil:
     cylsm_require(classes >= SHORTEST_ROW)
-    if operation == SOFTMAX:
-        forward(SOFTMAX, False, x, x_step, rows, classes, out, out_step, far)
+    if operation == SOFTMAX and stream:
+        forward(SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
+    elif operation == SOFTMAX:
+        forward(SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
     elif stream:
-        forward(LOG_SOFTMAX, True, x, x_step, rows, classes, out, out_step, far)
+        forward(LOG_SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
     else:
-        forward(LOG_SOFTMAX, False, x, x_step, rows, classes, out, out_step, far)
+        forward(LOG_SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
 
 
 # ---- the backward operations by rows: a few at a time, by way of local arrays alone ---------------------------------
@@ -1794,11 +1831,39 @@ cdef void backward_many(int operation, const real *x, Py_ssize_t x_step, const r
         backward_batch(SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
 
 
+cdef inline void backward_streamed(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                   Py_ssize_t rows, Py_ssize_t classes, real *out, Py_ssize_t out_step) noexcept nogil:
+    """The same around the caches."""
+    cdef Py_ssize_t b, r, first, n, lanes = lanes_of(x)
+    cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> BATCH, STREAMED_BYTES // (classes * <Py_ssize_t> sizeof(real))))
+    cdef real of[(LOW + 1) * BATCH]
+    cdef Tail tail
+    tail.held = 0
+    for b in range((rows + batch - 1) // batch):
+        first = b * batch
+        n = min(rows - first, batch)
+        for r in range(n):
+            of[LOW * BATCH + r] = row_total(operation, classes // lanes, x + (first + r) * x_step, y + (first + r) * y_step,
+                                            classes, ahead_of(True, x))
+        for r in range(n if operation == LOG_SOFTMAX_BACKWARD else 0):
+            of[LOW * BATCH + r] = set_factor(of[LOW * BATCH + r], &of[SHIFT * BATCH + r], &of[LEAST * BATCH + r])
+        for r in range(n):
+            tail.more = out_step == classes and first + r < rows - 1
+            apply_row(operation, False, True, x + (first + r) * x_step, y + (first + r) * y_step, classes, of + r,
+                      out + (first + r) * out_step, 0, &tail)
+
+
 cdef void backward_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                        Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far) noexcept nogil:
+                        Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far, bint stream) noexcept nogil:
     cdef Py_ssize_t b, r, n, own
     cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP, BATCH_BYTES // (classes * <Py_ssize_t> sizeof(real))))
     cylsm_require(classes >= SHORTEST_ROW)
+    if stream and operation == LOG_SOFTMAX_BACKWARD:
+        backward_streamed(LOG_SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, out, out_step)
+        return
+    elif stream:
+        backward_streamed(SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, out, out_step)
+        return
     for b in range((rows + batch - 1) // batch):
         r = b * batch
         n = min(rows - r, batch)
