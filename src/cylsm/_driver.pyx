@@ -16,6 +16,7 @@ from libc.string cimport memcpy
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from cylsm._kernels cimport (
+    BLOCK_BESIDE,
     FORWARD_SCRATCH,
     GROUP,
     LONGEST_SOFTMAX,
@@ -25,6 +26,7 @@ from cylsm._kernels cimport (
     LOGSUMEXP_WEIGHTED,
     MIXTURE,
     MIXTURE_COST,
+    NOTHING,
     SCRATCH,
     SHORT_CLASSES,
     SHORTEST_ROW,
@@ -32,6 +34,7 @@ from cylsm._kernels cimport (
     SOFTMAX,
     SOFTMAX_BACKWARD,
     SOFTMAX_GRADIENT,
+    TILE_BELOW,
     TILE_BYTES,
     KernelTable,
     few_kernel,
@@ -78,6 +81,7 @@ cdef enum:
     # float32 1.58 ms and 1.99, log_softmax_backward of 100000 x 64 1.03 and 1.30; log_softmax of 33000 x 257 1.19 and 1.17, of
     # 70000 x 128 1.61 and 1.50.
     STREAM_ROW_BYTES = 1024
+    STREAM_RUN_BYTES = 512
     # Rows from here on go to forward_rows, and shorter ones where they are far. log_softmax takes so, and in
     # blocks, on one thread: 300 x 1003 float32 52 us and 58, 4096 x 144 94 and 80; 40000 x 300 1.54 ms and 1.91 on two.
     FORWARD_ROW_BYTES = 2048
@@ -111,8 +115,9 @@ cdef struct Plan:
     bint y_direct
     bint out_direct
     bint by_tiles                   # threads share the tiles of a row, one row after the other
-    bint stream                     # the last-level cache cannot hold the arrays: out is written around it
-    bint far                        # they take half of it, or more
+    bint far                        # the arrays take half of the last-level cache, or more
+    bint beyond                     # or all of it, or more
+    bint stream                     # so that out is written around it
     bint at_once                    # one kernel reduces, finishes and writes a block:
     bint backward                   # backward_rows,
     bint forward                    # forward_rows,
@@ -233,6 +238,10 @@ cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
     return FEW if task.classes * size <= kernels(task.wide).few_bytes else ROWS
 
 
+cdef inline bint is_backward(int operation) noexcept nogil:
+    return operation == LOG_SOFTMAX_BACKWARD or operation == SOFTMAX_BACKWARD
+
+
 cdef inline bint is_softmax(int operation) noexcept nogil:
     return operation == SOFTMAX or operation == SOFTMAX_GRADIENT
 
@@ -244,7 +253,7 @@ cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexc
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1]
     cdef Py_ssize_t row_bytes, moved
-    cdef bint backward = task.operation == LOG_SOFTMAX_BACKWARD or task.operation == SOFTMAX_BACKWARD
+    cdef bint backward = is_backward(task.operation)
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
@@ -288,11 +297,13 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.by_tiles = (plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
                      and plan.blocks % plan.threads != 0)
     plan.backward = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
-    moved = (3 if backward else 2) * task.rows * task.classes * plan.size
+    moved = (1 + (task.y.data != NULL) + (task.out.data != NULL)) * task.rows * task.classes * plan.size
     plan.far = moved >= last_level_cache_bytes // 2
-    plan.stream = (plan.out_direct and not task.in_place and moved >= last_level_cache_bytes
-                   and (plan.backward or (plan.regime == ROWS and row_bytes >= STREAM_ROW_BYTES
-                                          and task.operation != SOFTMAX_GRADIENT)))
+    plan.beyond = moved >= last_level_cache_bytes
+    plan.stream = (plan.out_direct and not task.in_place and plan.beyond
+                   and (plan.backward or (task.operation != SOFTMAX_GRADIENT
+                                          and ((plan.regime == ROWS and row_bytes >= STREAM_ROW_BYTES)
+                                               or (plan.regime == STRIP and plan.block_rows * plan.size >= STREAM_RUN_BYTES)))))
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
@@ -310,7 +321,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         plan.at_once = task.classes <= SHORT_CLASSES and task.operation != LOGSUMEXP_WEIGHTED
     plan.kept = (not plan.at_once and is_softmax(task.operation)
                  and (plan.tiles == 1 or (plan.out_direct and not plan.stream)
-                      or (plan.stream and not plan.by_tiles and task.classes * plan.size <= KEPT_BYTES)))
+                      or (plan.stream and plan.regime == ROWS and not plan.by_tiles and task.classes * plan.size <= KEPT_BYTES)))
     plan.ask_early = (plan.regime == ROWS and plan.out_direct and not plan.stream
                       and task.classes * plan.size <= KEPT_BYTES)
     task.blocks_per_part = (plan.blocks + MOST_PARTS - 1) // MOST_PARTS
@@ -441,18 +452,24 @@ cdef void reduce_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t
     cdef const void *x = piece_of(plan, &plan.task.x, plan.x_direct, block, t, worker.x_piece, &x_step)
     cdef const void *y = x
     cdef void *exps = NULL
+    cdef int following = NOTHING
+    cdef Py_ssize_t across = plan.task.shape[plan.task.ndim - 1]
     if has_y(plan.task) and operation != LOGSUMEXP:
         y = y_of(plan, worker, block, t, &y_step)
     if is_softmax(operation):
         exps = exps_of(plan, worker, block, t, &exps_step)
     elif plan.ask_early and operation != MIXTURE_COST:
         exps = out_of(plan, block, t, &exps_step)
+    if plan.beyond and t + 1 < plan.tiles:
+        following = TILE_BELOW
+    elif plan.beyond and plan.tiles == 1 and block.first + 2 * plan.block_rows <= across:
+        following = BLOCK_BESIDE
     if plan.regime == STRIP:
         plan.kernels.reduce_strip(operation, x, x_step, y, y_step, block.rows, tile_length(plan, t), &block.state,
-                                  t * block.rows, exps, exps_step)
+                                  t * block.rows, exps, exps_step, following)
     else:
         plan.kernels.reduce_rows(operation, x, x_step, y, y_step, block.rows, tile_length(plan, t), &block.state,
-                                 t * block.rows, exps, exps_step)
+                                 t * block.rows, exps, exps_step, following)
 
 
 cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t t) noexcept nogil:
@@ -475,10 +492,11 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
         out = worker.out_piece
     if plan.regime == STRIP:
         plan.kernels.apply_strip(task.operation, plan.kept, x, x_step, y, y_step, block.rows, tile_length(plan, t),
-                                 &block.state, first, block.factor, out, out_step, False)
+                                 &block.state, first, block.factor, out, out_step,
+                                 plan.beyond and plan.tiles > 1, plan.stream)
     else:
         plan.kernels.apply_rows(task.operation, plan.kept, x, x_step, y, y_step, block.rows, tile_length(plan, t),
-                                &block.state, first, block.factor, out, out_step, plan.stream)
+                                &block.state, first, block.factor, out, out_step, plan.far, plan.stream)
     if not plan.out_direct:
         store_piece(plan, block, t, out)
 

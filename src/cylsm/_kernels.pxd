@@ -37,6 +37,12 @@ cdef enum Operation:
     MIXTURE_COST          # after LOGSUMEXP, reduce only: mass = sum(y), cost = sum(y * (top - x))
     MIXTURE               # after that, apply only: factor * (mass * softmax(x) - y)
 
+# What a strip kernel reads after a tile, and asks for meanwhile.
+cdef enum Following:
+    NOTHING
+    TILE_BELOW            # the next classes
+    BLOCK_BESIDE          # the next lanes
+
 # How the elements of an array are held.
 cdef enum Element:
     BOOL
@@ -70,7 +76,7 @@ cdef struct RowState:
 # NULL, it is what will be written next, and is asked for meanwhile, but not by a backward operation, whose sum is short.
 ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                               void *exps, Py_ssize_t exps_step) noexcept nogil
+                               void *exps, Py_ssize_t exps_step, int following) noexcept nogil
 # Folds the entries of `tiles` tiles (tile t of row r at t * rows + r), in order, into entries first .. first + rows.
 ctypedef void (*merge_kernel)(int operation, const RowState *state, void *tops, Py_ssize_t rows, Py_ssize_t tiles,
                               Py_ssize_t first) noexcept nogil
@@ -85,7 +91,7 @@ ctypedef void (*spread_kernel)(const RowState *state, const void *tops, Py_ssize
 # Writes the result. SOFTMAX, SOFTMAX_GRADIENT: where `kept`, x holds the exps that reduce has kept.
 ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_t x_step, const void *y,
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
-                              Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step,
+                              Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step, bint far,
                               bint stream) noexcept nogil
 # reduce, finish and apply of short rows or lanes; `scratch` holds 3 * SCRATCH reals. out may be NULL.
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,

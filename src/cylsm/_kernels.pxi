@@ -48,6 +48,7 @@ from cylsm._kernels cimport (
     LONGEST_SOFTMAX,
     MIXTURE,
     MIXTURE_COST,
+    NOTHING,
     SCRATCH,
     SHORT_CLASSES,
     SHORTEST_ROW,
@@ -55,6 +56,7 @@ from cylsm._kernels cimport (
     SOFTMAX,
     SOFTMAX_BACKWARD,
     SOFTMAX_GRADIENT,
+    TILE_BELOW,
     UINT8,
     UINT16,
     UINT32,
@@ -86,6 +88,7 @@ cdef extern from "_native.h" nogil:
     float float_of_bits(uint32_t bits)
     double double_of_bits(uint64_t bits)
     void prefetch_line(const void *p)
+    void keep_call()
     void stream_lines(void *to, const void *source, Py_ssize_t lines)
     enum: CYLSM_FLOAT_QUADS
     enum: CYLSM_DOUBLE_QUADS
@@ -128,6 +131,7 @@ cdef enum:
     # By kernels that keep a state, and of the shortest rows of a gradient: there a page is best. log_softmax_backward of
     # 64 x 50257 float32 takes 0.40 ms on two threads so, 0.45 with 3072 and 0.48 with 6144.
     PLAIN_AHEAD_BYTES = 4096
+    STRIP_AHEAD_BYTES = 4096
 
 # What the exps of a row count from.
 cdef enum Origin:
@@ -136,10 +140,13 @@ cdef enum Origin:
     NEAR                      # the top; what x - top loses is carried
     ROUNDED                   # the top, and x - top is rounded
 
-# What will be read or written next: asked for while a loop computes, a few lines at a time.
+# What will be read or written next: asked for while a loop computes, beside every class a run of each. From one to the next
+# lead so many bytes, or 0 if they are adjacent.
 cdef struct Soon:
     const void *one
     const void *other
+    Py_ssize_t one_step
+    Py_ssize_t other_step
 
 # A row's last elements that fill no line, and wait for the next row's first: streamed together, neither is fetched. The
 # line in the middle is written in whole lines that overlap.
@@ -489,6 +496,10 @@ cdef inline Py_ssize_t lanes_of(const real *x) noexcept nogil:
     return max(<Py_ssize_t> 4, CYLSM_VECTOR_BYTES // <Py_ssize_t> sizeof(real))
 
 
+cdef inline Py_ssize_t line_of(const real *x) noexcept nogil:
+    return LINE_BYTES // <Py_ssize_t> sizeof(real)
+
+
 cdef inline real lowest(const real *x) noexcept nogil:
     """Where a maximum starts: finite, so that -inf less the top of a row (or tile) of -inf is -inf, not nan."""
     if real is float:
@@ -644,11 +655,22 @@ cdef inline void ask_part(const void *array, Py_ssize_t first, Py_ssize_t n) noe
         prefetch_line(<const char *> array + first + i * LINE_BYTES)
 
 
-cdef inline void ask_meanwhile(const Soon *soon, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
-    """Asks for n bytes of both."""
-    if soon != NULL:
-        ask_part(soon.one, first, n)
-        ask_part(soon.other, first, n)
+cdef void ask_runs(const Soon *soon, Py_ssize_t c, Py_ssize_t classes, Py_ssize_t n) noexcept nogil:
+    """Not inline: a strip's sums need all registers, and take a tenth longer beside it."""
+    cdef Py_ssize_t i
+    keep_call()
+    for i in range(c, c + classes):
+        ask_part(soon.one, i * soon.one_step, n)
+        ask_part(soon.other, i * soon.other_step, n)
+
+
+cdef inline void ask_meanwhile(const Soon *soon, Py_ssize_t c, Py_ssize_t classes, Py_ssize_t n) noexcept nogil:
+    """Asks for n bytes of both beside each of some classes from c on."""
+    if soon != NULL and soon.one_step == 0:
+        ask_part(soon.one, c * n, classes * n)
+        ask_part(soon.other, c * n, classes * n)
+    elif soon != NULL:
+        ask_runs(soon, c, classes, n)
 
 
 cdef inline void max_of_classes(int operation, int n, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -819,10 +841,10 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, int origin, Py_ss
     """The same for any number of classes, four a sweep."""
     cdef Py_ssize_t c, j, whole = classes - classes % 4
     for c in range(0, whole, 4):
-        ask_meanwhile(soon, c * width * <Py_ssize_t> sizeof(real), 4 * width * <Py_ssize_t> sizeof(real))
+        ask_meanwhile(soon, c, 4, width * <Py_ssize_t> sizeof(real))
         sum_of_classes(operation, 4, keep, True, few, origin, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
                        width, 1, total, carry, ties, ties_carry, exps + c * exps_step if keep else exps, exps_step)
-    ask_meanwhile(soon, whole * width * <Py_ssize_t> sizeof(real), (classes - whole) * width * <Py_ssize_t> sizeof(real))
+    ask_meanwhile(soon, whole, classes - whole, width * <Py_ssize_t> sizeof(real))
     x = x + whole * x_step
     y = y + whole * y_step
     exps = exps + whole * exps_step if keep else exps
@@ -951,27 +973,42 @@ cdef inline bint read_state(int operation, Py_ssize_t width, Py_ssize_t n, const
     return small
 
 
-cdef inline void apply_lanes(int operation, bint kept, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+cdef inline void store_around(const real *line, Py_ssize_t n, real *out) noexcept nogil:
+    """Whole lines go around the caches."""
+    cdef Py_ssize_t head = min(n, -(<Py_ssize_t> out // <Py_ssize_t> sizeof(real)) & (line_of(out) - 1))
+    cdef Py_ssize_t whole = (n - head) // line_of(out) * line_of(out)
+    memcpy(out, line, head * sizeof(real))
+    stream_lines(out + head, line + head, whole // line_of(out))
+    memcpy(out + head + whole, line + head + whole, (n - head - whole) * sizeof(real))
+
+
+cdef inline void apply_lanes(int operation, bint kept, bint stream, Py_ssize_t width, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const real *of, real *out,
-                             Py_ssize_t out_step, const Soon *soon) noexcept nogil:
-    """`out` is x, with the same step, or overlaps neither x nor y. Of a gradient's strip y has not been read before: asked
-    for a class ahead, log_softmax_backward of 8 x 21 x 128 x 128 float64 takes 3.4 ms on one thread, and 4.3 without."""
+                             Py_ssize_t out_step, Py_ssize_t ahead, const Soon *soon) noexcept nogil:
+    """`out` is x, with the same step, or overlaps neither x nor y; streamed, it overlaps neither. What lies `ahead` classes
+    is asked for. Of a gradient's strip y has not been read before: asked for a class ahead at least, log_softmax_backward of
+    8 x 21 x 128 x 128 float64 takes 3.4 ms on one thread, and 4.3 without."""
     cdef Py_ssize_t c, j
     cdef bint two = has_two(operation)
-    if out == x:
-        # The same pointer: the compiler sees that an element is read before it is written.
-        for c in range(classes):
-            ask_meanwhile(soon, c * width * <Py_ssize_t> sizeof(real), width * <Py_ssize_t> sizeof(real))
-            if operation == LOG_SOFTMAX_BACKWARD and soon == NULL:
-                ask_for(y + (c + 1) * y_step, width)
+    cdef real line[STRIP]
+    for c in range(classes):
+        ask_meanwhile(soon, c, 1, width * <Py_ssize_t> sizeof(real))
+        if ahead > 0 and not kept:
+            ask_for(x + (c + ahead) * x_step, width)
+        if (ahead > 0 and two) or (operation == LOG_SOFTMAX_BACKWARD and soon == NULL):
+            ask_for(y + (c + max(ahead, <Py_ssize_t> 1)) * y_step, width)
+        if ahead > 0 and not stream:
+            ask_for(out + (c + ahead) * out_step, width)
+        if stream:
+            for j in range(width):
+                line[j] = applied(operation, kept, x[c * x_step + j], y[c * y_step + j] if two else <real> 0.0, of, width, j)
+            store_around(line, width, out + c * out_step)
+        elif out == x:
+            # The same pointer: the compiler sees that an element is read before it is written.
             for j in range(width):
                 out[c * out_step + j] = applied(operation, kept, out[c * out_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
-    else:
-        for c in range(classes):
-            ask_meanwhile(soon, c * width * <Py_ssize_t> sizeof(real), width * <Py_ssize_t> sizeof(real))
-            if operation == LOG_SOFTMAX_BACKWARD and soon == NULL:
-                ask_for(y + (c + 1) * y_step, width)
+        else:
             for j in range(width):
                 out[c * out_step + j] = applied(operation, kept, x[c * x_step + j],
                                                 y[c * y_step + j] if two else <real> 0.0, of, width, j)
@@ -983,7 +1020,7 @@ cdef inline void apply_lanes_to_y(int operation, Py_ssize_t width, const real *x
     cdef Py_ssize_t c
     cdef real line[STRIP]
     for c in range(classes):
-        apply_lanes(operation, False, width, x + c * x_step, 0, out + c * out_step, out_step, 1, of, line, 0, NULL)
+        apply_lanes(operation, False, False, width, x + c * x_step, 0, out + c * out_step, out_step, 1, of, line, 0, 0, NULL)
         memcpy(out + c * out_step, line, width * sizeof(real))
 
 
@@ -1219,10 +1256,6 @@ cdef inline void apply_span(int operation, bint kept, Py_ssize_t n, const real *
         out[j] = span[j]
 
 
-cdef inline Py_ssize_t line_of(const real *x) noexcept nogil:
-    return LINE_BYTES // <Py_ssize_t> sizeof(real)
-
-
 cdef inline Py_ssize_t apply_ends(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,
                                   const real *out, bint stream, real *ends) noexcept nogil:
     """Where the groups of four vectors begin that a row is written in: with a line of out, since a vector across two takes
@@ -1418,6 +1451,36 @@ cdef inline void sum_rows(int operation, bint keep, int origin, const real *x, P
                 exps + r * exps_step if not keep and exps != NULL else NULL, NULL)
 
 
+cdef void softmax_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                       Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
+                       Py_ssize_t exps_step) noexcept nogil:
+    sum_rows(SOFTMAX, True, ROUNDED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+
+
+cdef void gradient_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                        Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
+                        Py_ssize_t exps_step) noexcept nogil:
+    sum_rows(LOGSUMEXP, True, NEAR, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+
+
+cdef void plain_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                     Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
+                     Py_ssize_t exps_step) noexcept nogil:
+    sum_rows(LOGSUMEXP, False, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+
+
+cdef void centred_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                       Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
+                       Py_ssize_t exps_step) noexcept nogil:
+    sum_rows(LOGSUMEXP, False, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+
+
+cdef void weighted_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                        Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
+                        Py_ssize_t exps_step) noexcept nogil:
+    sum_rows(LOGSUMEXP_WEIGHTED, False, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+
+
 cdef inline bint take_tops(int operation, bint near, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
                            real *tops, real *of, real *infinite) noexcept nogil:
     """What up to BATCH rows' exps count from, `near` their tops, from the lanes of their maxima. Whether one is +inf, and
@@ -1480,15 +1543,16 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
         # Rows that are not there have top 0.
         for r in range(BATCH):
             centred |= of[CENTRE * BATCH + r] != 0
-    if keep:
-        sum_rows(operation, True, ROUNDED if operation == SOFTMAX else NEAR, x, x_step, y, y_step, rows, classes, of, total,
-                 carry, ties, ties_carry, exps, exps_step)
-    elif operation != LOGSUMEXP_WEIGHTED and not centred:
-        sum_rows(operation, False, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
-                 exps_step)
+    if operation == SOFTMAX:
+        softmax_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+    elif keep:
+        gradient_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+    elif operation == LOGSUMEXP_WEIGHTED:
+        weighted_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+    elif not centred:
+        plain_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
     else:
-        sum_rows(operation, False, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
-                 exps_step)
+        centred_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
     take_sums(operation, rows, of, found, infinite, total, carry, ties, ties_carry)
     write_state(operation, NEAR if keep else CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
 
@@ -1537,7 +1601,7 @@ cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_
 
 cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                       Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
-                      Py_ssize_t exps_step) noexcept nogil:
+                      Py_ssize_t exps_step, int following) noexcept nogil:
     cdef Py_ssize_t b, r, n
     cylsm_require(classes >= SHORTEST_ROW)
     for b in range((rows + BATCH - 1) // BATCH):
@@ -1605,7 +1669,7 @@ cdef inline void apply_each(int operation, bint kept, bint brief, const real *x,
 
 cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                     const real *factor, real *out, Py_ssize_t out_step, bint stream) noexcept nogil:
+                     const real *factor, real *out, Py_ssize_t out_step, bint far, bint stream) noexcept nogil:
     cylsm_require(classes >= SHORTEST_ROW)
     if operation == LOG_SOFTMAX and classes < SHORTEST_ALIGNED and not stream:
         apply_each(LOG_SOFTMAX, False, True, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, False)
@@ -1719,17 +1783,37 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
         of, of_earlier = of_earlier, of
 
 
+cdef void forward_softmax(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
+                          Py_ssize_t out_step, real *exps, bint far) noexcept nogil:
+    forward(SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
+
+
+cdef void forward_softmax_streamed(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
+                                   Py_ssize_t out_step, real *exps, bint far) noexcept nogil:
+    forward(SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
+
+
+cdef void forward_log_softmax(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
+                              Py_ssize_t out_step, real *exps, bint far) noexcept nogil:
+    forward(LOG_SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
+
+
+cdef void forward_log_softmax_streamed(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
+                                       Py_ssize_t out_step, real *exps, bint far) noexcept nogil:
+    forward(LOG_SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
+
+
 cdef void forward_rows(int operation, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
                        Py_ssize_t out_step, real *exps, bint far, bint stream) noexcept nogil:
     cylsm_require(classes >= SHORTEST_ROW)
     if operation == SOFTMAX and stream:
-        forward(SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
+        forward_softmax_streamed(x, x_step, rows, classes, out, out_step, exps, far)
     elif operation == SOFTMAX:
-        forward(SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
+        forward_softmax(x, x_step, rows, classes, out, out_step, exps, far)
     elif stream:
-        forward(LOG_SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
+        forward_log_softmax_streamed(x, x_step, rows, classes, out, out_step, exps, far)
     else:
-        forward(LOG_SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
+        forward_log_softmax(x, x_step, rows, classes, out, out_step, exps, far)
 
 
 # ---- the backward operations by rows: a few at a time, by way of local arrays alone ---------------------------------
@@ -2046,9 +2130,10 @@ cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
         (<real *> state.carry)[first + j] = cost_carry[j]
 
 
-cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, Py_ssize_t n, const real *x,
+cdef inline void apply_state(int operation, bint kept, bint stream, Py_ssize_t width, Py_ssize_t n, const real *x,
                              Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
-                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, const Soon *soon) noexcept nogil:
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, Py_ssize_t ahead,
+                             const Soon *soon) noexcept nogil:
     """apply_lanes with what it needs of the state, for up to STRIP lanes, n of which are there."""
     cdef Py_ssize_t c, j
     cdef real of[PARAMETERS * STRIP]
@@ -2056,7 +2141,7 @@ cdef inline void apply_state(int operation, bint kept, Py_ssize_t width, Py_ssiz
     if out == y and out != x:
         apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
-        apply_lanes(operation, kept, width, x, x_step, y, y_step, classes, of, out, out_step, soon)
+        apply_lanes(operation, kept, stream, width, x, x_step, y, y_step, classes, of, out, out_step, ahead, soon)
     if again:
         for c in range(classes):
             for j in range(width):
@@ -2099,45 +2184,89 @@ cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py
         reduce_lanes(LOGSUMEXP, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
 
 
-cdef inline void apply_width(int operation, bint kept, Py_ssize_t width, Py_ssize_t n, const real *x, Py_ssize_t x_step,
+cdef inline void apply_width(int operation, bint kept, bint stream, Py_ssize_t width, Py_ssize_t n, const real *x, Py_ssize_t x_step,
                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
-                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, const Soon *soon) noexcept nogil:
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, Py_ssize_t ahead,
+                             const Soon *soon) noexcept nogil:
     if operation == LOG_SOFTMAX:
-        apply_state(LOG_SOFTMAX, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
+        apply_state(LOG_SOFTMAX, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead, soon)
     elif (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and kept:
-        apply_state(SOFTMAX, True, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
+        apply_state(SOFTMAX, True, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead, soon)
     elif operation == SOFTMAX:
-        apply_state(SOFTMAX, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
+        apply_state(SOFTMAX, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead, soon)
     elif operation == SOFTMAX_GRADIENT:
-        apply_state(SOFTMAX_GRADIENT, False, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, soon)
+        apply_state(SOFTMAX_GRADIENT, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead, soon)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        apply_state(LOG_SOFTMAX_BACKWARD, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
-                    out_step, soon)
+        apply_state(LOG_SOFTMAX_BACKWARD, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
+                    out_step, ahead, soon)
     elif operation == SOFTMAX_BACKWARD:
-        apply_state(SOFTMAX_BACKWARD, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
-                    out_step, soon)
+        apply_state(SOFTMAX_BACKWARD, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
+                    out_step, ahead, soon)
     else:
-        apply_state(MIXTURE, False, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon)
+        apply_state(MIXTURE, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step, ahead, soon)
+
+
+cdef inline void strip_with_exps(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes,
+                                 const RowState *state, Py_ssize_t first, real *exps, Py_ssize_t exps_step,
+                                 int following) noexcept nogil:
+    cdef Soon soon
+    soon.one = x + (classes * x_step if following == TILE_BELOW else width)
+    soon.other = exps + (classes * exps_step if following == TILE_BELOW else width)
+    soon.one_step = x_step * sizeof(real)
+    soon.other_step = exps_step * sizeof(real)
+    reduce_width(operation, width, x, x_step, x, 0, classes, state, first, exps, exps_step,
+                 &soon if following != NOTHING else NULL)
+
+
+cdef void strip_softmax(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
+                        Py_ssize_t first, real *exps, Py_ssize_t exps_step, int following) noexcept nogil:
+    strip_with_exps(SOFTMAX, width, x, x_step, classes, state, first, exps, exps_step, following)
+
+
+cdef void strip_gradient(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
+                         Py_ssize_t first, real *exps, Py_ssize_t exps_step, int following) noexcept nogil:
+    strip_with_exps(SOFTMAX_GRADIENT, width, x, x_step, classes, state, first, exps, exps_step, following)
+
+
+cdef void strip_logsumexp(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
+                          Py_ssize_t first) noexcept nogil:
+    reduce_width(LOGSUMEXP, width, x, x_step, x, 0, classes, state, first, NULL, 0, NULL)
 
 
 cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                        Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
-                       Py_ssize_t exps_step) noexcept nogil:
-    cdef Py_ssize_t b, j
+                       Py_ssize_t exps_step, int following) noexcept nogil:
+    """Only beside exps what follows is asked for: without any to store there is less to wait for."""
+    cdef Py_ssize_t b, j, n
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
-        reduce_width(operation, min(rows - j, <Py_ssize_t> STRIP), x + j, x_step, y + j, y_step, classes, state, first + j,
-                     exps + j, exps_step, NULL)
+        n = min(rows - j, <Py_ssize_t> STRIP)
+        if operation == SOFTMAX:
+            strip_softmax(n, x + j, x_step, classes, state, first + j, exps + j, exps_step, following)
+        elif operation == SOFTMAX_GRADIENT:
+            strip_gradient(n, x + j, x_step, classes, state, first + j, exps + j, exps_step, following)
+        elif operation == LOGSUMEXP:
+            strip_logsumexp(n, x + j, x_step, classes, state, first + j)
+        elif operation == LOGSUMEXP_WEIGHTED:
+            reduce_width(LOGSUMEXP_WEIGHTED, n, x + j, x_step, y + j, y_step, classes, state, first + j, exps, 0, NULL)
+        elif operation == LOG_SOFTMAX_BACKWARD:
+            reduce_width(LOG_SOFTMAX_BACKWARD, n, x + j, x_step, x, 0, classes, state, first + j, exps, 0, NULL)
+        elif operation == SOFTMAX_BACKWARD:
+            reduce_width(SOFTMAX_BACKWARD, n, x + j, x_step, y + j, y_step, classes, state, first + j, exps, 0, NULL)
+        else:
+            reduce_width(MIXTURE_COST, n, x + j, x_step, y + j, y_step, classes, state, first + j, exps, 0, NULL)
 
 
 cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                       Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                      const real *factor, real *out, Py_ssize_t out_step, bint stream) noexcept nogil:
-    cdef Py_ssize_t b, j
+                      const real *factor, real *out, Py_ssize_t out_step, bint far, bint stream) noexcept nogil:
+    cdef Py_ssize_t b, j, n, ahead
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
-        apply_width(operation, kept, min(rows - j, <Py_ssize_t> STRIP), min(rows - j, <Py_ssize_t> STRIP), x + j, x_step,
-                    y + j, y_step, classes, state, first + j, factor + j, out + j, out_step, NULL)
+        n = min(rows - j, <Py_ssize_t> STRIP)
+        ahead = (STRIP_AHEAD_BYTES // <Py_ssize_t> sizeof(real) + n - 1) // n if far else 0
+        apply_width(operation, kept, stream, n, n, x + j, x_step, y + j, y_step, classes, state, first + j, factor, out + j,
+                    out_step, ahead, NULL)
 
 
 # ---- between reduce and apply ----------------------------------------------------------------------------------
@@ -2503,8 +2632,8 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
     for as many from `first`."""
     cdef bint softmax, mixture = operation == MIXTURE or operation == MIXTURE_COST
     if width == GROUP and fits_at_once(operation, classes):
-        ask_meanwhile(in_reduce, 0, width * classes * <Py_ssize_t> sizeof(real))
-        ask_meanwhile(in_apply, 0, width * classes * <Py_ssize_t> sizeof(real))
+        ask_meanwhile(in_reduce, 0, classes, width * <Py_ssize_t> sizeof(real))
+        ask_meanwhile(in_apply, 0, classes, width * <Py_ssize_t> sizeof(real))
         lanes_at_once(operation, 1, x, x_step, y, y_step, classes, state, first, factor, out, out_step, False)
         return
     reduce_width(LOGSUMEXP if mixture else operation, width, x, x_step, y, y_step, classes, state, first, out, out_step,
@@ -2514,47 +2643,49 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
         reduce_width(MIXTURE_COST, width, x, x_step, y, y_step, classes, state, first, out, out_step, NULL)
     if write and writes(operation):
         softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT
-        apply_width(operation, True, width, rows, out if softmax else x, out_step if softmax else x_step, y, y_step, classes,
-                    state, first, factor, out, out_step, in_apply)
+        apply_width(operation, True, False, width, rows, out if softmax else x, out_step if softmax else x_step, y, y_step,
+                    classes, state, first, factor, out, out_step, 0, in_apply)
 
 
 cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                     Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
                     real *scratch) noexcept nogil:
     """Lanes of up to SHORT_CLASSES classes. The last few are copied to where a whole group can be read and written."""
-    cdef Py_ssize_t c, n, r = 0, groups = 1
+    cdef Py_ssize_t c, n, r = 0, groups, x_here_step, y_here_step, out_here_step
     cdef Py_ssize_t most_groups = (AT_ONCE if classes <= REGISTER_CLASSES else AT_ONCE // 2) // GROUP
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
+    cdef const real *x_here
+    cdef const real *y_here
+    cdef real *out_here
     cdef const real *factor_here = factor
-    cdef bint fits = fits_at_once(operation, classes)
     cylsm_require(classes <= SHORT_CLASSES)
-    while r + GROUP <= rows:
+    while r < rows:
+        n = min(rows - r, <Py_ssize_t> GROUP)
+        x_here, y_here, out_here = x + r, y + r, out + r
+        x_here_step, y_here_step, out_here_step = x_step, y_step, out_step
         if factor != NULL:
             factor_here = factor + r
-        if fits:
+        if n == GROUP and fits_at_once(operation, classes):
             groups = min((rows - r) // GROUP, most_groups)
-            lanes_at_once(operation, groups, x + r, x_step, y + r, y_step, classes, state, r, factor_here, out + r, out_step,
-                          r + groups * GROUP < rows)
-        else:
-            lanes_group(operation, True, GROUP, x + r, x_step, y + r, y_step, GROUP, classes, state, r, factor_here, out + r,
-                        out_step, NULL, NULL)
-        r += groups * GROUP
-    n = rows - r
-    if n == 0:
-        return
-    if factor != NULL:
-        factor_here = factor + r
-    for c in range(GROUP * classes):
-        x_lanes[c] = y_lanes[c] = 0
-    for c in range(classes):
-        memcpy(x_lanes + c * GROUP, x + r + c * x_step, n * sizeof(real))
-        if has_two(operation):
-            memcpy(y_lanes + c * GROUP, y + r + c * y_step, n * sizeof(real))
-    lanes_group(operation, True, GROUP, x_lanes, GROUP, y_lanes, GROUP, n, classes, state, r, factor_here, x_lanes, GROUP, NULL,
-                NULL)
-    for c in range(classes if out != NULL else 0):
-        memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
+            lanes_at_once(operation, groups, x_here, x_step, y_here, y_step, classes, state, r, factor_here, out_here,
+                          out_step, r + groups * GROUP < rows)
+            r += groups * GROUP
+            continue
+        if n < GROUP:
+            for c in range(GROUP * classes):
+                x_lanes[c] = y_lanes[c] = 0
+            for c in range(classes):
+                memcpy(x_lanes + c * GROUP, x_here + c * x_step, n * sizeof(real))
+                if has_two(operation):
+                    memcpy(y_lanes + c * GROUP, y_here + c * y_step, n * sizeof(real))
+            x_here, y_here, out_here = x_lanes, y_lanes, x_lanes
+            x_here_step = y_here_step = out_here_step = GROUP
+        lanes_group(operation, True, GROUP, x_here, x_here_step, y_here, y_here_step, n, classes, state, r, factor_here,
+                    out_here, out_here_step, NULL, NULL)
+        for c in range(classes if n < GROUP and out != NULL else 0):
+            memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
+        r += GROUP
 
 
 # ---- few classes: rows are the lanes ---------------------------------------------------------------------------
@@ -2673,17 +2804,17 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
     if has_two(operation):
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    lanes_group(operation, not by_rows, width, x_lanes, width, y_lanes, width, rows, classes, state, first, factor, x_lanes,
-                width, in_reduce, in_apply)
+    lanes_group(operation, out != NULL and not by_rows, width, x_lanes, width, y_lanes, width, rows, classes, state, first,
+                factor, x_lanes, width, in_reduce, in_apply)
     if by_rows:
-        apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False)
-    elif writes(operation):
+        apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False, False)
+    elif writes(operation) and out != NULL:
         rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
 
 
-cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                   Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
-                   real *scratch) noexcept nogil:
+cdef inline void few_groups(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                            Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
+                            real *scratch) noexcept nogil:
     cdef Py_ssize_t g, r, n, group = LONG_GROUP
     cdef Soon in_reduce, in_apply
     cdef const real *factor_here
@@ -2691,6 +2822,7 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
     # Weighted sums never: of two sizes of group the compiler makes code that fuses other multiplications.
     if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES and operation != LOGSUMEXP_WEIGHTED:
         group = GROUP
+    in_reduce.one_step = in_apply.one_step = 0
     for g in range((rows + group - 1) // group):
         r = g * group
         n = min(rows - r, group)
@@ -2715,6 +2847,78 @@ cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *
         else:
             few_group(operation, LONG_GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
                       factor_here, out + r * out_step, out_step, scratch, &in_reduce, &in_apply)
+
+
+# An operation a function, here and where loops of other kernels stand apart: side by side they run out of registers, and
+# softmax of 65536 x 10 float64 takes a tenth longer.
+
+cdef void few_logsumexp(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                        Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                        Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(LOGSUMEXP, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_logsumexp_weighted(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                 Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                                 Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(LOGSUMEXP_WEIGHTED, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_log_softmax(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                          Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                          Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(LOG_SOFTMAX, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_softmax(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                      Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(SOFTMAX, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_softmax_gradient(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                               Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(SOFTMAX_GRADIENT, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_log_softmax_backward(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                   Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                                   Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(LOG_SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_softmax_backward(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                               Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_mixture(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                      Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(MIXTURE, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                   Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
+                   real *scratch) noexcept nogil:
+    if operation == LOGSUMEXP:
+        few_logsumexp(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == LOGSUMEXP_WEIGHTED:
+        few_logsumexp_weighted(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == LOG_SOFTMAX:
+        few_log_softmax(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == SOFTMAX:
+        few_softmax(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == SOFTMAX_GRADIENT:
+        few_softmax_gradient(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        few_log_softmax_backward(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == SOFTMAX_BACKWARD:
+        few_softmax_backward(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    else:
+        few_mixture(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
 
 
 include "_elements.pxi"
