@@ -25,6 +25,7 @@ cdef struct Block:
     RowState state
     void *factor            # the operation's factor, one real a row, which `open` sets; read where task.has_factor
     char *scratch           # task.row_scratch bytes a row, for `open` and `close`
+    bint marked             # what `open` tells `close`
 
 ctypedef void (*block_hook)(Task *task, Block *block) noexcept nogil
 # Writes classes first .. first + classes of the block's rows of y, by rows or by lanes (`strip`).

@@ -272,7 +272,7 @@ cdef void read_factors(Task *task, Block *block, real *factor) noexcept nogil:
 
 
 cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
-    """Labels, weights and logits of the targets, and the gradient's factors."""
+    """Labels, weights and logits of the targets, and the gradient's factors. A block with rows that are ignored is marked."""
     cdef Loss *loss = <Loss *> task.context
     cdef int64_t *labels = labels_of(block)
     cdef real *picked = picked_of(block, factor)
@@ -290,6 +290,7 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
         for r in range(block.rows):
             labels[r] = usable(labels[r], ignores, ignore_index, classes)
             weights[r] = <real> (labels[r] != IGNORED)
+    block.marked = not all_count
     if loss.weight.data != NULL:
         for r in range(block.rows):
             if labels[r] != IGNORED:
@@ -434,7 +435,6 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
     cdef const int64_t *labels = labels_of(block)
     cdef char *out = row_of(task, &task.out, block)
     cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
-    cdef int64_t signs = 0
     cdef real there[MOST_ROWS]
     cdef real of_largest, of_another
     if task.out.native:
@@ -452,9 +452,7 @@ cdef inline void put_targets(Task *task, Block *block, const real *picked, const
             if labels[r] != IGNORED:
                 put_target(task, out + r * stride + labels[r] * class_stride, picked[r], top[r], others[r], scale[r],
                            factor[r])
-    for r in range(block.rows):
-        signs |= labels[r]
-    for r in range(block.rows if signs < 0 else 0):
+    for r in range(block.rows if block.marked else 0):
         if labels[r] == IGNORED:
             fill_row(task, out + r * stride, task.classes, <real> 0)
 
@@ -482,7 +480,7 @@ cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept n
         for r in range(block.rows):
             nll = (top[r] - picked[r]) + log_sum[r]
             picked[r] = 0 if weights[r] == 0 and nll == <real> INFINITY else weights[r] * nll
-    for r in range(block.rows):
+    for r in range(block.rows if block.marked else 0):
         if labels[r] == IGNORED:
             picked[r] = 0
     keep_losses(task, block, picked)
