@@ -76,16 +76,17 @@ cdef enum:
     LEAST_LANES = 64
     # Longest row that is expected to wait in L2 from its reduction to its writing.
     KEPT_BYTES = 524288
-    # Rows of arrays that the last-level cache cannot hold together are streamed around it from here on, those of a gradient
-    # whatever their length, whose sums take little beside memory. On two threads, streamed and not: softmax of 12000 x 1000
-    # float32 1.58 ms and 1.99, log_softmax_backward of 100000 x 64 1.03 and 1.30; log_softmax of 33000 x 257 1.19 and 1.17, of
-    # 70000 x 128 1.61 and 1.50.
+    # Rows of arrays that the last-level cache cannot hold together are streamed around it from here on. On AVX-512 and two
+    # threads, streamed and not: softmax of 12000 x 1000 float32 1.58 ms and 1.99; log_softmax of 33000 x 257 1.19 and 1.17, of
+    # 70000 x 128 1.61 and 1.50. Gradients, whose sums take little beside memory, earlier: log_softmax_backward of 100000 x 64
+    # 1.03 and 1.30.
     STREAM_ROW_BYTES = 1024
-    STREAM_RUN_BYTES = 512
-    # Rows from here on go to forward_rows, and shorter ones where they are far. log_softmax takes so, and in
-    # blocks, on one thread: 300 x 1003 float32 52 us and 58, 4096 x 144 94 and 80; 40000 x 300 1.54 ms and 1.91 on two.
-    FORWARD_ROW_BYTES = 2048
-    FAR_FORWARD_ROW_BYTES = 512
+    STREAM_RUN_BYTES = 512          # the same of lanes
+    # Rows of so many classes go to forward_rows, and shorter ones, of so many bytes, where they are far. It takes, and blocks of
+    # rows: softmax of 2048 x 257 float32 58 us and 66 on two threads, of 500 x 250 13.1 and 15.1, of 1000 x 130 float64
+    # 43.7 and 42.0; log_softmax of 4096 x 144 float32 83 and 80, but of 40000 x 300 1.54 ms and 1.91.
+    FORWARD_CLASSES = 192
+    FAR_FORWARD_BYTES = 512
     ROW_WORK = 16                   # what a row takes beside its elements, its logarithm above all, in elements
 
 cdef enum Regime:
@@ -250,6 +251,20 @@ cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexc
     return max(least, min(value, most))
 
 
+cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
+    """Whether out is worth streaming where the caches cannot hold it. Never the gradient of a loss, of which single elements
+    are written again."""
+    cdef int operation = plan.task.operation
+    cdef bint awaits_memory = plan.kernels.awaits_memory
+    if plan.backward:
+        return awaits_memory or row_bytes >= STREAM_ROW_BYTES
+    if operation == SOFTMAX_GRADIENT or (operation == SOFTMAX and not awaits_memory):
+        return False
+    if plan.regime == STRIP:
+        return plan.block_rows * plan.size >= STREAM_RUN_BYTES
+    return plan.regime == ROWS and row_bytes >= STREAM_ROW_BYTES
+
+
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1]
     cdef Py_ssize_t row_bytes, moved
@@ -300,14 +315,12 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     moved = (1 + (task.y.data != NULL) + (task.out.data != NULL)) * task.rows * task.classes * plan.size
     plan.far = moved >= last_level_cache_bytes // 2
     plan.beyond = moved >= last_level_cache_bytes
-    plan.stream = (plan.out_direct and not task.in_place and plan.beyond
-                   and (plan.backward or (task.operation != SOFTMAX_GRADIENT
-                                          and ((plan.regime == ROWS and row_bytes >= STREAM_ROW_BYTES)
-                                               or (plan.regime == STRIP and plan.block_rows * plan.size >= STREAM_RUN_BYTES)))))
+    plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes)
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
-                    and row_bytes >= (FAR_FORWARD_ROW_BYTES if plan.far else FORWARD_ROW_BYTES) and not plan.softmax_rows
+                    and (task.classes >= FORWARD_CLASSES or (plan.far and row_bytes >= FAR_FORWARD_BYTES))
+                    and not plan.softmax_rows
                     and (task.operation == LOG_SOFTMAX or task.operation == SOFTMAX))
     plan.stateless = plan.backward or plan.softmax_rows or plan.forward
     plan.at_once = plan.stateless or plan.regime == FEW

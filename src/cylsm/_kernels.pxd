@@ -124,6 +124,7 @@ ctypedef void (*pair_kernel)(const void *x, const void *y, void *out, Py_ssize_t
 
 cdef struct Kernels:
     Py_ssize_t few_bytes  # rows up to here go to few_rows, but for backward_rows' and softmax_rows'
+    bint awaits_memory    # exps take so little that softmax, and gradients of short rows, are worth streaming
     reduce_kernel reduce_rows
     reduce_kernel reduce_strip
     merge_kernel merge

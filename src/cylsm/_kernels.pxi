@@ -1783,37 +1783,23 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
         of, of_earlier = of_earlier, of
 
 
-cdef void forward_softmax(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
-                          Py_ssize_t out_step, real *exps, bint far) noexcept nogil:
-    forward(SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
-
-
-cdef void forward_softmax_streamed(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
-                                   Py_ssize_t out_step, real *exps, bint far) noexcept nogil:
-    forward(SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
-
-
-cdef void forward_log_softmax(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
-                              Py_ssize_t out_step, real *exps, bint far) noexcept nogil:
-    forward(LOG_SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
-
-
-cdef void forward_log_softmax_streamed(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
-                                       Py_ssize_t out_step, real *exps, bint far) noexcept nogil:
-    forward(LOG_SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
+cdef void forward_softmax(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out, Py_ssize_t out_step,
+                          real *exps, bint far, bint stream) noexcept nogil:
+    if stream:
+        forward(SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
+    else:
+        forward(SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
 
 
 cdef void forward_rows(int operation, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
                        Py_ssize_t out_step, real *exps, bint far, bint stream) noexcept nogil:
     cylsm_require(classes >= SHORTEST_ROW)
-    if operation == SOFTMAX and stream:
-        forward_softmax_streamed(x, x_step, rows, classes, out, out_step, exps, far)
-    elif operation == SOFTMAX:
-        forward_softmax(x, x_step, rows, classes, out, out_step, exps, far)
+    if operation == SOFTMAX:
+        forward_softmax(x, x_step, rows, classes, out, out_step, exps, far, stream)
     elif stream:
-        forward_log_softmax_streamed(x, x_step, rows, classes, out, out_step, exps, far)
+        forward(LOG_SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
     else:
-        forward_log_softmax(x, x_step, rows, classes, out, out_step, exps, far)
+        forward(LOG_SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
 
 
 # ---- the backward operations by rows: a few at a time, by way of local arrays alone ---------------------------------
@@ -2971,6 +2957,10 @@ table.of_double.softmax_rows = NULL
 # Of narrow vectors arithmetic hides memory anyway: log_softmax takes a tenth longer so.
 table.of_float.forward_rows = <forward_kernel> &forward_rows[float] if CYLSM_VECTOR_BYTES > 16 else NULL
 table.of_double.forward_rows = <forward_kernel> &forward_rows[double] if CYLSM_VECTOR_BYTES > 16 else NULL
+
+# Of narrower vectors arithmetic hides memory: on AVX2 log_softmax_backward of 100000 x 64 float32 takes 1.50 ms streamed,
+# and 1.21; softmax of 16384 x 1000 2.65 and 2.24, on baseline of float64 19.0 and 17.8.
+table.of_float.awaits_memory = table.of_double.awaits_memory = CYLSM_VECTOR_BYTES == 64
 
 table.of_float.reduce_rows = <reduce_kernel> &reduce_rows[float]
 table.of_float.reduce_strip = <reduce_kernel> &reduce_strip[float]
