@@ -249,6 +249,28 @@ def test_around_the_caches(dtype, function, options, rows, row_bytes, beyond, ca
 
 
 @on_each_isa
+@pytest.mark.parametrize("shape", [(3, 300), (21, 517), (150, 200), (700, 131), (5000, 70)])
+@pytest.mark.parametrize(
+    "function", ["softmax", "log_softmax", "log_softmax_backward", "softmax_backward", "cross_entropy_with_grad"]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lanes_around_the_caches(dtype, function, shape, cache_bytes, seed):
+    """The same along the first axis."""
+    made = large(function, shape, 0, dtype, seed)
+    cache_bytes(1 << 40)
+    through = getattr(cylsm, function)(**made)
+    cache_bytes(0)
+    classes, lanes = shape
+    for start, gap in ((0, 0), (1, 5), (4, 0), (15, 3)):
+        room = np.full(classes * (lanes + gap) + 32, 7, dtype)
+        lines = room[start : start + classes * (lanes + gap)].reshape(classes, lanes + gap)
+        getattr(cylsm, function)(**made, out=lines[:, :lanes])
+        np.testing.assert_array_equal(lines[:, :lanes], through[1] if isinstance(through, tuple) else through)
+        lines[:, :lanes] = 7
+        assert (room == 7).all()
+
+
+@on_each_isa
 def test_concurrent_callers(seed):
     """Each gets what it would have got alone."""
     calls = [(f, large(f, shape, axis, np.float32, seed)) for f in accuracy.FUNCTIONS for shape, axis in SHAPES[1::3]]
