@@ -1,4 +1,4 @@
-"""exp and log on their own: the errors stated in _kernels.pxi, the special values, and the constants they are made of.
+"""exp and log on their own: the errors stated in _exp.pxi, the special values, and the constants they are made of.
 
 A plain run takes some of the numbers, `--hypothesis-profile=thorough` every float32 there is.
 """
@@ -16,7 +16,7 @@ import reference
 
 from cylsm import _driver
 
-KERNELS = Path(__file__).parent.parent / "src" / "cylsm" / "_kernels.pxi"
+EXP = Path(__file__).parent.parent / "src" / "cylsm" / "_exp.pxi"
 WIDER = {np.float32: np.float64, np.float64: np.longdouble}
 BITS = {np.float32: np.uint32, np.float64: np.uint64}
 LN2 = math.log(2)
@@ -212,9 +212,9 @@ def test_special_values_of_log(dtype, isa):
 
 @pytest.fixture(scope="module")
 def source():
-    if not KERNELS.exists():
+    if not EXP.exists():
         pytest.skip("needs the source tree")
-    return KERNELS.read_text()
+    return EXP.read_text()
 
 
 @pytest.mark.parametrize(("literal", "meant"), MEANT.items())

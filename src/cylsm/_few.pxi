@@ -1,0 +1,460 @@
+# Few classes: reduced, finished and written at once. Rows are the lanes, as they lie or transposed.
+
+# ---- few classes: reduced, finished and written in one go ----------------------------------------------------------
+
+cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                              real *top, real *ties, real *total, real *carry, real *exps) noexcept nogil:
+    """Lanes of two to four classes, all in registers: the largest, how many equal it, and the sum of the others' exps; of a
+    gradient the sum alone."""
+    cdef Py_ssize_t j
+    cdef real v0, v1, v2, v3, e0, e1, e2, e3, highest, tied, sum_here, lost
+    cdef bint backward = is_backward(operation)
+    v2 = v3 = e2 = e3 = highest = 0
+    for j in range(width):
+        e0 = v0 = x[j]
+        e1 = v1 = x[x_step + j]
+        if n > 2:
+            e2 = v2 = x[2 * x_step + j]
+        if n > 3:
+            e3 = v3 = x[3 * x_step + j]
+        if not backward:
+            # larger(x, top) skips a nan in x, so every element is compared with what is none.
+            highest = larger(v1, larger(v0, lowest(x)))
+            if n > 2:
+                highest = larger(v2, highest)
+            if n > 3:
+                highest = larger(v3, highest)
+            e0 = exp_near(v0, highest)
+            e1 = exp_near(v1, highest)
+            tied = counted(counted(<real> 0.0, same_bits(v0, highest)), same_bits(v1, highest))
+            if n > 2:
+                e2 = exp_near(v2, highest)
+                tied = counted(tied, same_bits(v2, highest))
+            if n > 3:
+                e3 = exp_near(v3, highest)
+                tied = counted(tied, same_bits(v3, highest))
+            top[j] = highest
+            ties[j] = count_of(tied)
+        if keep:
+            exps[j] = e0
+            exps[width + j] = e1
+            if n > 2:
+                exps[2 * width + j] = e2
+            if n > 3:
+                exps[3 * width + j] = e3
+        sum_here = term_of(operation, v0, v0, highest, e0)
+        lost = 0
+        add_term(backward, term_of(operation, v1, v1, highest, e1), &sum_here, &lost)
+        if n > 2:
+            add_term(backward, term_of(operation, v2, v2, highest, e2), &sum_here, &lost)
+        if n > 3:
+            add_term(backward, term_of(operation, v3, v3, highest, e3), &sum_here, &lost)
+        total[j] = sum_here if backward else sum_here * exp_unit(x)
+        carry[j] = lost if backward else lost * exp_unit(x)
+
+
+cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step,
+                         const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                         const real *factor, real *out, Py_ssize_t out_step, bint more) noexcept nogil:
+    """Reduces, finishes and writes groups of lanes with up to NEAR_CLASSES classes, by way of local arrays alone. Each loop
+    is so short that a processor sees the next few vectors: with all of it in one loop, log_softmax of 2 classes takes 17 %
+    longer. `more`: other lanes of this thread's follow."""
+    cdef Py_ssize_t c, g, at, j, width = groups * GROUP
+    cdef bint softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT, backward = is_backward(operation), small
+    cdef int summed = operation if backward else LOGSUMEXP
+    cdef real low, bound = least_normal(x) / exp_unit(x)
+    cdef real top[AT_ONCE]
+    cdef real ties[AT_ONCE]
+    cdef real total[AT_ONCE]
+    cdef real carry[AT_ONCE]
+    cdef real log_sum[AT_ONCE]
+    cdef real log_low[AT_ONCE]
+    cdef real scale[AT_ONCE]
+    cdef real again[AT_ONCE]
+    cdef real shift[AT_ONCE]
+    cdef real least[AT_ONCE]
+    cdef real line[AT_ONCE]
+    cdef real exps[REGISTER_CLASSES * AT_ONCE]
+    if classes == 2:
+        sums_at_once(summed, softmax, 2, width, x, x_step, top, ties, total, carry, exps)
+    elif classes == 3:
+        sums_at_once(summed, softmax, 3, width, x, x_step, top, ties, total, carry, exps)
+    elif classes == 4:
+        sums_at_once(summed, softmax, 4, width, x, x_step, top, ties, total, carry, exps)
+    else:
+        for j in range(width):
+            top[j] = lowest(x)
+            total[j] = carry[j] = ties[j] = 0
+        if not backward:
+            lanes_max(summed, width, x, x_step, x, 0, classes, top)
+        lanes_sum(summed, softmax, True, NEAR, width, x, x_step, x, 0, classes, top, total, carry, ties, ties, exps,
+                  width, NULL)
+        for j in range(0 if backward else width):
+            total[j] = total[j] * exp_unit(x)
+            carry[j] = carry[j] * exp_unit(x)
+    if backward:
+        for j in range(width):
+            scale[j] = set_factor(total[j] + carry[j], &shift[j], &least[j])
+    elif operation != SOFTMAX:
+        for j in range(width):
+            low = log_of_sum(ties[j], total[j], carry[j], &log_low[j])
+            log_sum[j] = <real> -INFINITY if ties[j] + total[j] == 0 else low
+    if softmax:
+        for j in range(width):
+            line[j] = factor[j] if factor != NULL else <real> 1.0
+        for j in range(width):
+            scale[j] = share(line[j], ties[j], total[j], carry[j])
+    if operation == SOFTMAX_GRADIENT:
+        memcpy(<real *> state.scale + first, scale, width * sizeof(real))
+        for j in range(width):
+            (<real *> state.others)[first + j] = share_of_others(line[j], ties[j], total[j], carry[j])
+    if operation == LOGSUMEXP or operation == SOFTMAX_GRADIENT:
+        memcpy(<real *> state.top + first, top, width * sizeof(real))
+        memcpy(<real *> state.log_sum + first, log_sum, width * sizeof(real))
+        for j in range(width):
+            (<real *> state.log_low)[first + j] = finite(log_low[j])
+    for j in range(width if softmax else 0):
+        # The unit goes into the scale, unless that would become subnormal.
+        small = -bound < scale[j] < bound
+        again[j] = exp_unit(x) if small else <real> 1.0
+        scale[j] = scale[j] if small else scale[j] * exp_unit(x)
+    # An output may be an input, which the compiler cannot know: it is computed apart.
+    for c in range(0 if operation == LOGSUMEXP or backward else classes):
+        for j in range(width):
+            if operation == LOG_SOFTMAX:
+                line[j] = (x[c * x_step + j] - top[j]) - log_sum[j]
+            else:
+                line[j] = exps[c * width + j] * scale[j] * again[j]
+        for j in range(width):
+            out[c * out_step + j] = line[j]
+    # Of a gradient the next lanes are asked for meanwhile: three times as many arrays as classes are too many for the
+    # processor to foresee. Of 4 x 3 x 256 x 256 float64 that are in no cache it takes 300 us on two threads so, and 480.
+    for c in range(classes if backward else 0):
+        for g in range(groups):
+            at = g * GROUP
+            if more:
+                ask_for(x + c * x_step + width + at, GROUP)
+                ask_for(y + c * y_step + width + at, GROUP)
+                ask_for(out + c * out_step + width + at, GROUP)
+            for j in range(GROUP):
+                line[j] = (x[c * x_step + at + j]
+                           - exp_scaled(y[c * y_step + at + j], shift[at + j], least[at + j]) * scale[at + j])
+            for j in range(GROUP):
+                out[c * out_step + at + j] = line[j]
+
+
+cdef void lanes_at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                        Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
+                        Py_ssize_t out_step, bint more) noexcept nogil:
+    if operation == LOGSUMEXP:
+        at_once(LOGSUMEXP, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+    elif operation == LOG_SOFTMAX:
+        at_once(LOG_SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        at_once(LOG_SOFTMAX_BACKWARD, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+    elif operation == SOFTMAX:
+        at_once(SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+    else:
+        at_once(SOFTMAX_GRADIENT, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+
+
+cdef inline bint fits_at_once(int operation, Py_ssize_t classes) noexcept nogil:
+    return 2 <= classes <= NEAR_CLASSES and (operation == LOGSUMEXP or operation == LOG_SOFTMAX or operation == SOFTMAX
+                                             or operation == SOFTMAX_GRADIENT or operation == LOG_SOFTMAX_BACKWARD)
+
+
+cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, const Soon *in_reduce,
+                             const Soon *in_apply) noexcept nogil:
+    """Reduces, finishes and, if asked to, writes `width` lanes, `rows` of which are rows that are there. The state has room
+    for as many from `first`."""
+    cdef bint softmax, mixture = operation == MIXTURE or operation == MIXTURE_COST
+    if width == GROUP and fits_at_once(operation, classes):
+        ask_meanwhile(in_reduce, 0, classes, width * <Py_ssize_t> sizeof(real))
+        ask_meanwhile(in_apply, 0, classes, width * <Py_ssize_t> sizeof(real))
+        lanes_at_once(operation, 1, x, x_step, y, y_step, classes, state, first, factor, out, out_step, False)
+        return
+    reduce_width(LOGSUMEXP if mixture else operation, width, x, x_step, y, y_step, classes, state, first, out, out_step,
+                 in_reduce)
+    finish_block(operation, width, state, first, factor)
+    if mixture:
+        reduce_width(MIXTURE_COST, width, x, x_step, y, y_step, classes, state, first, out, out_step, NULL)
+    if write and writes(operation):
+        softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT
+        apply_width(operation, True, False, width, rows, out if softmax else x, out_step if softmax else x_step, y, y_step,
+                    classes, state, first, factor, out, out_step, 0, in_apply)
+
+
+cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
+                    real *scratch) noexcept nogil:
+    """Lanes of up to SHORT_CLASSES classes. The last few are copied to where a whole group can be read and written."""
+    cdef Py_ssize_t c, n, r = 0, groups, x_here_step, y_here_step, out_here_step
+    cdef Py_ssize_t most_groups = (AT_ONCE if classes <= REGISTER_CLASSES else AT_ONCE // 2) // GROUP
+    cdef real *x_lanes = scratch
+    cdef real *y_lanes = scratch + SCRATCH
+    cdef const real *x_here
+    cdef const real *y_here
+    cdef real *out_here
+    cdef const real *factor_here = factor
+    cylsm_require(classes <= SHORT_CLASSES)
+    while r < rows:
+        n = min(rows - r, <Py_ssize_t> GROUP)
+        x_here, y_here, out_here = x + r, y + r, out + r
+        x_here_step, y_here_step, out_here_step = x_step, y_step, out_step
+        if factor != NULL:
+            factor_here = factor + r
+        if n == GROUP and fits_at_once(operation, classes):
+            groups = min((rows - r) // GROUP, most_groups)
+            lanes_at_once(operation, groups, x_here, x_step, y_here, y_step, classes, state, r, factor_here, out_here,
+                          out_step, r + groups * GROUP < rows)
+            r += groups * GROUP
+            continue
+        if n < GROUP:
+            for c in range(GROUP * classes):
+                x_lanes[c] = y_lanes[c] = 0
+            for c in range(classes):
+                memcpy(x_lanes + c * GROUP, x_here + c * x_step, n * sizeof(real))
+                if has_two(operation):
+                    memcpy(y_lanes + c * GROUP, y_here + c * y_step, n * sizeof(real))
+            x_here, y_here, out_here = x_lanes, y_lanes, x_lanes
+            x_here_step = y_here_step = out_here_step = GROUP
+        lanes_group(operation, True, GROUP, x_here, x_here_step, y_here, y_here_step, n, classes, state, r, factor_here,
+                    out_here, out_here_step, NULL, NULL)
+        for c in range(classes if n < GROUP and out != NULL else 0):
+            memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
+        r += GROUP
+
+
+# ---- few classes: rows are the lanes -------------------------------------------------------------------------------
+
+cdef inline void shuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
+    """Interleaves the four quarters of x; log_4(GROUP) times, this transposes GROUP rows side by side."""
+    cdef Py_ssize_t i
+    for i in range(quarter):
+        out[4 * i] = x[i]
+        out[4 * i + 1] = x[i + quarter]
+        out[4 * i + 2] = x[i + 2 * quarter]
+        out[4 * i + 3] = x[i + 3 * quarter]
+
+
+cdef inline void unshuffle(const real *x, real *out, Py_ssize_t quarter) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(quarter):
+        out[i] = x[4 * i]
+        out[i + quarter] = x[4 * i + 1]
+        out[i + 2 * quarter] = x[4 * i + 2]
+        out[i + 3 * quarter] = x[4 * i + 3]
+
+
+cdef inline void gather(Py_ssize_t rows, const real *x, Py_ssize_t x_step, Py_ssize_t classes, real *lanes,
+                        Py_ssize_t width) noexcept nogil:
+    """Transposes four rows, or as many as fill a vector, of at least four classes. The last four overlap others."""
+    cdef Py_ssize_t i, c
+    for i in range((classes + 3) // 4):
+        c = min(4 * i, classes - 4)
+        if rows == 4:
+            transpose(x + c, x_step, lanes + c * width, width)
+        elif real is float:
+            gather_float(x + c, x_step, lanes + c * width, width)
+        else:
+            gather_double(x + c, x_step, lanes + c * width, width)
+
+
+cdef inline void scatter(Py_ssize_t rows, const real *lanes, Py_ssize_t width, Py_ssize_t classes, real *out,
+                         Py_ssize_t out_step) noexcept nogil:
+    """The way back."""
+    cdef Py_ssize_t i, c
+    for i in range((classes + 3) // 4):
+        c = min(4 * i, classes - 4)
+        if rows == 4:
+            transpose(lanes + c * width, width, out + c, out_step)
+        elif real is float:
+            scatter_float(lanes + c * width, width, out + c, out_step)
+        else:
+            scatter_double(lanes + c * width, width, out + c, out_step)
+
+
+cdef inline Py_ssize_t gathered_rows(const real *x) noexcept nogil:
+    """How many rows fill a vector."""
+    return <Py_ssize_t> 4 * (CYLSM_FLOAT_QUADS if real is float else CYLSM_DOUBLE_QUADS)
+
+
+cdef void lanes_from_rows(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
+                          real *lanes, real *scratch) noexcept nogil:
+    """lanes[c * width + r] = x[r * x_step + c]; lanes of rows that are not there become 0. Not inline: among other loops
+    these run out of registers."""
+    cdef Py_ssize_t r = 0, c, group = gathered_rows(x)
+    if rows < width:
+        for c in range(width * classes):
+            lanes[c] = 0
+    if classes < 4 and rows == GROUP and x_step == classes:
+        shuffle(x, lanes, GROUP // 4 * classes)
+        shuffle(lanes, scratch, GROUP // 4 * classes)
+        shuffle(scratch, lanes, GROUP // 4 * classes)
+        return
+    while classes >= 4 and r + group <= rows:
+        gather(group, x + r * x_step, x_step, classes, lanes + r, width)
+        r += group
+    while classes >= 4 and r + 4 <= rows:
+        gather(4, x + r * x_step, x_step, classes, lanes + r, width)
+        r += 4
+    while r < rows:
+        for c in range(classes):
+            lanes[c * width + r] = x[r * x_step + c]
+        r += 1
+
+
+cdef void rows_from_lanes(Py_ssize_t width, real *lanes, Py_ssize_t rows, Py_ssize_t classes, real *out,
+                          Py_ssize_t out_step, real *scratch) noexcept nogil:
+    cdef Py_ssize_t r = 0, c, group = gathered_rows(lanes)
+    if classes < 4 and rows == GROUP and out_step == classes:
+        unshuffle(lanes, scratch, GROUP // 4 * classes)
+        unshuffle(scratch, lanes, GROUP // 4 * classes)
+        unshuffle(lanes, out, GROUP // 4 * classes)
+        return
+    while classes >= 4 and r + group <= rows:
+        scatter(group, lanes + r, width, classes, out + r * out_step, out_step)
+        r += group
+    while classes >= 4 and r + 4 <= rows:
+        scatter(4, lanes + r, width, classes, out + r * out_step, out_step)
+        r += 4
+    while r < rows:
+        for c in range(classes):
+            out[r * out_step + c] = lanes[c * width + r]
+        r += 1
+
+
+cdef inline bint written_by_rows(int operation, Py_ssize_t classes) noexcept nogil:
+    """Nothing is transposed back then: log_softmax of 4096 x 64 float32 takes 40 us on two threads so, and 49 otherwise."""
+    return operation == LOG_SOFTMAX and classes >= SHORTEST_ROW
+
+
+cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+                           Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
+                           Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
+                           real *scratch, const Soon *in_reduce, const Soon *in_apply) noexcept nogil:
+    """Reduces, finishes and writes up to `width` rows. The state has room for `width` entries from `first`."""
+    cdef real *x_lanes = scratch
+    cdef real *y_lanes = scratch + SCRATCH
+    cdef real *other = scratch + 2 * SCRATCH
+    cdef bint by_rows = written_by_rows(operation, classes)
+    lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
+    if has_two(operation):
+        lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
+    lanes_group(operation, out != NULL and not by_rows, width, x_lanes, width, y_lanes, width, rows, classes, state, first,
+                factor, x_lanes, width, in_reduce, in_apply)
+    if by_rows:
+        apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False, False)
+    elif writes(operation) and out != NULL:
+        rows_from_lanes(width, x_lanes, rows, classes, out, out_step, other)
+
+
+cdef inline void few_groups(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                            Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
+                            real *scratch) noexcept nogil:
+    cdef Py_ssize_t g, r, n, group = LONG_GROUP
+    cdef Soon in_reduce, in_apply
+    cdef const real *factor_here
+    cylsm_require(classes * <Py_ssize_t> sizeof(real) <= FEW_BYTES)
+    # Weighted sums never: of two sizes of group the compiler makes code that fuses other multiplications.
+    if classes * <Py_ssize_t> sizeof(real) <= LINE_BYTES and operation != LOGSUMEXP_WEIGHTED:
+        group = GROUP
+    in_reduce.one_step = in_apply.one_step = 0
+    for g in range((rows + group - 1) // group):
+        r = g * group
+        n = min(rows - r, group)
+        factor_here = factor
+        if factor != NULL:
+            factor_here = factor + r
+        # Spread over the loops, where they are long: asked for at once, a group of three arrays would be waited for.
+        in_reduce.one = x + (r + (2 if group == LONG_GROUP else 1) * group) * x_step
+        in_reduce.other = in_apply.one = in_apply.other = NULL
+        if is_backward(operation):
+            in_apply.one = y + (r + group) * y_step
+        elif y != x:
+            in_reduce.other = y + (r + group) * y_step
+        # Not the output behind this block's: another thread may be writing it.
+        if out != NULL and r + group < rows and y != x:
+            in_apply.other = out + (r + group) * out_step
+        elif out != NULL and r + group < rows and y == x and out != x:
+            in_reduce.other = out + (r + group) * out_step
+        if n > LONG_GROUP:
+            few_group(operation, GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
+                      factor_here, out + r * out_step, out_step, scratch, &in_reduce, &in_apply)
+        else:
+            few_group(operation, LONG_GROUP, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, r,
+                      factor_here, out + r * out_step, out_step, scratch, &in_reduce, &in_apply)
+
+
+# An operation a function, here and where loops of other kernels stand apart: side by side they run out of registers, and
+# softmax of 65536 x 10 float64 takes a tenth longer.
+
+cdef void few_logsumexp(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                        Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                        Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(LOGSUMEXP, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_logsumexp_weighted(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                 Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                                 Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(LOGSUMEXP_WEIGHTED, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_log_softmax(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                          Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                          Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(LOG_SOFTMAX, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_softmax(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                      Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(SOFTMAX, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_softmax_gradient(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                               Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(SOFTMAX_GRADIENT, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_log_softmax_backward(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                   Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                                   Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(LOG_SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_softmax_backward(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                               Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_mixture(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                      Py_ssize_t out_step, real *scratch) noexcept nogil:
+    few_groups(MIXTURE, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+
+
+cdef void few_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                   Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
+                   real *scratch) noexcept nogil:
+    if operation == LOGSUMEXP:
+        few_logsumexp(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == LOGSUMEXP_WEIGHTED:
+        few_logsumexp_weighted(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == LOG_SOFTMAX:
+        few_log_softmax(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == SOFTMAX:
+        few_softmax(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == SOFTMAX_GRADIENT:
+        few_softmax_gradient(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        few_log_softmax_backward(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    elif operation == SOFTMAX_BACKWARD:
+        few_softmax_backward(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+    else:
+        few_mixture(x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)

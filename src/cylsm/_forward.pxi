@@ -1,0 +1,110 @@
+# softmax and log_softmax of one tile by rows, without a state: while a batch is added up, the next is compared and the last
+# written.
+
+cdef inline void set_parameters(int operation, real *of, real *total, real *carry, const real *ties) noexcept nogil:
+    """What `applied` needs, of a batch's sums."""
+    cdef Py_ssize_t r
+    cdef real log_sum[BATCH]
+    if operation == SOFTMAX:
+        for r in range(BATCH):
+            of[LOW * BATCH + r] = share(<real> 1.0, ties[r], total[r], carry[r])
+        return
+    for r in range(BATCH):
+        lift_sum(of[TOP * BATCH + r], of[CENTRE * BATCH + r], of[SHIFT * BATCH + r], &total[r], &carry[r])
+    for r in range(BATCH):
+        log_sum[r] = log_of_sum(ties[r], total[r], carry[r], &carry[r])
+    for r in range(BATCH):
+        of[LOW * BATCH + r] = <real> INFINITY if ties[r] + total[r] == 0 else -log_sum[r]
+    for r in range(BATCH):
+        of[TOP * BATCH + r] = -of[TOP * BATCH + r]
+
+
+cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t more,
+                               Py_ssize_t batch, Py_ssize_t classes, const real *of, const real *of_earlier, real *out,
+                               Py_ssize_t out_step, real *exps, const real *exps_earlier, Py_ssize_t exps_step, bint far,
+                               Py_ssize_t own, real *tops, real *total, real *carry, real *ties, Tail *tail) noexcept nogil:
+    """Adds up a batch's rows, and compares the `more` rows that follow. Beside row r, row r of the batch before is written;
+    if there are more of those, the caller writes them. `own` elements from out on are this thread's."""
+    cdef Py_ssize_t r, lanes = lanes_of(x), later, ahead
+    cdef bint keep = operation == SOFTMAX
+    cdef Meanwhile meanwhile
+    meanwhile.tail = tail
+    for r in range(rows):
+        # Without another row its own is compared once more.
+        later = r + batch if r < more else r
+        ahead = (later - r) * x_step + ahead_of(far, x)
+        meanwhile.later = x + later * x_step
+        meanwhile.later_top = tops + r * lanes
+        meanwhile.out = out + (r - batch) * out_step
+        meanwhile.earlier = exps_earlier + r * exps_step if keep else x + (r - batch) * x_step
+        meanwhile.parameters = of_earlier + r
+        meanwhile.out_ahead = ahead_within(ahead_of(far, x), classes, own - (r - batch) * out_step)
+        row_sum(operation, keep, also, ROUNDED if keep else CENTRED, x + r * x_step, x, classes, of + r, total + r * lanes,
+                carry + r * lanes, ties + r * lanes, ties, exps + r * exps_step,
+                ahead_within(ahead_of(far, x), classes, own - r * out_step) if far and also != STREAMING else 0, ahead, NULL,
+                &meanwhile)
+
+
+cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
+                         real *out, Py_ssize_t out_step, real *apart, bint far) noexcept nogil:
+    cdef Py_ssize_t b, r, at, n = 0, lanes = lanes_of(x), own = rows * out_step
+    cdef Py_ssize_t exps_step = (classes + line_of(x) - 1) // line_of(x) * line_of(x) if stream else out_step
+    cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> BATCH,
+                                                    FORWARD_BYTES // (classes * <Py_ssize_t> sizeof(real))))
+    cdef bint keep = operation == SOFTMAX, found
+    cdef real *exps = out
+    cdef real *exps_earlier = out
+    cdef real parameters[2 * (LOW + 1) * BATCH]
+    cdef real *of = parameters
+    cdef real *of_earlier = parameters + (LOW + 1) * BATCH
+    cdef real infinite[BATCH]
+    cdef real tops[BATCH * MOST_LANES]
+    cdef real total[BATCH * MOST_LANES]
+    cdef real carry[BATCH * MOST_LANES]
+    cdef real ties[BATCH * MOST_LANES]
+    cdef Tail tail
+    tail.held = 0
+    tail.more = out_step == classes
+    for r in range(min(rows, batch)):
+        row_max(operation, x + r * x_step, x, classes, tops + r * lanes)
+    for b in range((rows + batch - 1) // batch + 1):
+        at = b * batch
+        n = max(<Py_ssize_t> 0, min(rows - at, batch))
+        found = take_tops(operation, keep, x + at * x_step, x_step, n, classes, tops, of, infinite)
+        exps_earlier = exps
+        if keep:
+            exps = apart + b % 2 * batch * exps_step if stream else out + at * out_step
+        if b == 0:
+            forward_batch(operation, RAISING, x, x_step, n, min(rows - n, batch), batch, classes, of, of_earlier, out,
+                          out_step, exps, exps, exps_step, far, own, tops, total, carry, ties, &tail)
+        else:
+            forward_batch(operation, STREAMING if stream else WRITING, x + at * x_step, x_step, n, min(rows - at - n, batch),
+                          batch, classes, of, of_earlier, out + at * out_step, out_step, exps, exps_earlier, exps_step, far,
+                          own - at * out_step, tops, total, carry, ties, &tail)
+        for r in range(at - batch + n if b > 0 else at, min(rows, at)):
+            tail.more = out_step == classes and r < rows - 1
+            apply_row(operation, keep, stream, exps_earlier + (r - (at - batch)) * exps_step if keep else x + r * x_step, x,
+                      classes, of_earlier + r - (at - batch), out + r * out_step,
+                      ahead_within(ahead_of(far, x), classes, own - r * out_step), &tail)
+        take_sums(operation, n, of, found, infinite, total, carry, ties, ties)
+        set_parameters(operation, of, total, carry, ties)
+        of, of_earlier = of_earlier, of
+
+
+cdef void forward_softmax(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out, Py_ssize_t out_step,
+                          real *exps, bint far, bint stream) noexcept nogil:
+    if stream:
+        forward(SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
+    else:
+        forward(SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)
+
+
+cdef void forward_rows(int operation, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, real *out,
+                       Py_ssize_t out_step, real *exps, bint far, bint stream) noexcept nogil:
+    cylsm_require(classes >= SHORTEST_ROW)
+    if operation == SOFTMAX:
+        forward_softmax(x, x_step, rows, classes, out, out_step, exps, far, stream)
+    elif stream:
+        forward(LOG_SOFTMAX, True, x, x_step, rows, classes, out, out_step, exps, far)
+    else:
+        forward(LOG_SOFTMAX, False, x, x_step, rows, classes, out, out_step, exps, far)

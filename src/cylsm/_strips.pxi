@@ -1,0 +1,199 @@
+# Rows that lie side by side, of any number of classes.
+
+cdef inline void reduce_lanes(int operation, bint keep, bint few, int origin, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                              const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
+                              Py_ssize_t first, real *exps, Py_ssize_t exps_step,
+                              const Soon *soon) noexcept nogil:
+    """Reduces up to STRIP lanes."""
+    cdef Py_ssize_t j
+    cdef real of[REFERENCE * STRIP]
+    cdef real total[STRIP]
+    cdef real carry[STRIP]
+    cdef real ties[STRIP]
+    cdef real ties_carry[STRIP]
+    cdef real beside[STRIP]
+    cdef int infinite = 0
+    for j in range(width):
+        of[TOP * width + j] = lowest(x)
+        total[j] = 0
+        carry[j] = 0
+        ties[j] = 0
+        ties_carry[j] = 0
+    if not is_backward(operation):
+        lanes_max(operation, width, x, x_step, y, y_step, classes, of + TOP * width)
+        if origin != NEAR and origin != ROUNDED:
+            set_references(width, of)
+    if operation == SOFTMAX:
+        for j in range(width):
+            infinite |= of[TOP * width + j] == <real> INFINITY
+        for j in range(width if infinite else 0):
+            if of[TOP * width + j] == <real> INFINITY:
+                beside[j] = beside_infinity(x + j, x_step, classes)
+    lanes_sum(operation, keep, few, origin, width, x, x_step, y, y_step, classes, of, total, carry, ties, ties_carry, exps,
+              exps_step, soon)
+    for j in range(width if infinite else 0):
+        if of[TOP * width + j] == <real> INFINITY:
+            total[j] = beside[j]
+            carry[j] = 0
+    write_state(operation, origin, width, width, of, total, carry, ties, ties_carry, state, first)
+
+
+cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                            Py_ssize_t classes, const RowState *state, Py_ssize_t first) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real top[STRIP]
+    cdef real mass[STRIP]
+    cdef real mass_carry[STRIP]
+    cdef real cost[STRIP]
+    cdef real cost_carry[STRIP]
+    for j in range(width):
+        top[j] = (<const real *> state.top)[first + j]
+        mass[j] = mass_carry[j] = cost[j] = cost_carry[j] = 0
+    lanes_cost(width, x, x_step, y, y_step, classes, top, mass, mass_carry, cost, cost_carry)
+    for j in range(width):
+        (<real *> state.mass)[first + j] = mass[j]
+        (<real *> state.mass_carry)[first + j] = mass_carry[j]
+        (<real *> state.cost)[first + j] = cost[j]
+        (<real *> state.carry)[first + j] = cost_carry[j]
+
+
+cdef inline void apply_state(int operation, bint kept, bint stream, Py_ssize_t width, Py_ssize_t n, const real *x,
+                             Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, Py_ssize_t ahead,
+                             const Soon *soon) noexcept nogil:
+    """apply_lanes with what it needs of the state, for up to STRIP lanes, n of which are there."""
+    cdef Py_ssize_t c, j
+    cdef real of[PARAMETERS * STRIP]
+    cdef bint again = read_state(operation, width, n, state, first, factor, of)
+    if out == y and out != x:
+        apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
+    else:
+        apply_lanes(operation, kept, stream, width, x, x_step, y, y_step, classes, of, out, out_step, ahead, soon)
+    if again:
+        for c in range(classes):
+            for j in range(width):
+                out[c * out_step + j] = out[c * out_step + j] * of[AGAIN * width + j]
+
+
+cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
+                              Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                              real *exps, Py_ssize_t exps_step, const Soon *soon) noexcept nogil:
+    """reduce_lanes of the operation at hand; where width is a constant, so is the trip count of every loop."""
+    if (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and classes <= NEAR_CLASSES:
+        reduce_lanes(LOGSUMEXP, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    elif operation == SOFTMAX and classes <= ONE_BY_ONE:
+        reduce_lanes(SOFTMAX, True, True, ROUNDED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    elif operation == SOFTMAX:
+        reduce_lanes(SOFTMAX, True, False, ROUNDED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    elif operation == SOFTMAX_GRADIENT and classes <= ONE_BY_ONE:
+        reduce_lanes(LOGSUMEXP, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    elif operation == SOFTMAX_GRADIENT:
+        reduce_lanes(LOGSUMEXP, True, False, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    elif operation == LOG_SOFTMAX_BACKWARD and classes <= NEAR_CLASSES:
+        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps,
+                     exps_step, soon)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps,
+                     exps_step, soon)
+    elif operation == SOFTMAX_BACKWARD:
+        reduce_lanes(SOFTMAX_BACKWARD, False, False, CENTRED, width, x, x_step, y, y_step, classes, state, first, exps,
+                     exps_step, soon)
+    elif operation == LOGSUMEXP_WEIGHTED:
+        reduce_lanes(LOGSUMEXP_WEIGHTED, False, False, CENTRED, width, x, x_step, y, y_step, classes, state, first, exps,
+                     exps_step, soon)
+    elif operation == MIXTURE_COST:
+        cost_lanes(width, x, x_step, y, y_step, classes, state, first)
+    elif classes <= NEAR_CLASSES:
+        reduce_lanes(LOGSUMEXP, False, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    elif classes <= ONE_BY_ONE:
+        reduce_lanes(LOGSUMEXP, False, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    else:
+        reduce_lanes(LOGSUMEXP, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+
+
+cdef inline void apply_width(int operation, bint kept, bint stream, Py_ssize_t width, Py_ssize_t n, const real *x,
+                             Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
+                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, Py_ssize_t ahead,
+                             const Soon *soon) noexcept nogil:
+    if operation == LOG_SOFTMAX:
+        apply_state(LOG_SOFTMAX, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead,
+                    soon)
+    elif (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and kept:
+        apply_state(SOFTMAX, True, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead, soon)
+    elif operation == SOFTMAX:
+        apply_state(SOFTMAX, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead, soon)
+    elif operation == SOFTMAX_GRADIENT:
+        apply_state(SOFTMAX_GRADIENT, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead,
+                    soon)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        apply_state(LOG_SOFTMAX_BACKWARD, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
+                    out_step, ahead, soon)
+    elif operation == SOFTMAX_BACKWARD:
+        apply_state(SOFTMAX_BACKWARD, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
+                    out_step, ahead, soon)
+    else:
+        apply_state(MIXTURE, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step, ahead,
+                    soon)
+
+
+cdef inline void strip_with_exps(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes,
+                                 const RowState *state, Py_ssize_t first, real *exps, Py_ssize_t exps_step,
+                                 int following) noexcept nogil:
+    cdef Soon soon
+    soon.one = x + (classes * x_step if following == TILE_BELOW else width)
+    soon.other = exps + (classes * exps_step if following == TILE_BELOW else width)
+    soon.one_step = x_step * sizeof(real)
+    soon.other_step = exps_step * sizeof(real)
+    reduce_width(operation, width, x, x_step, x, 0, classes, state, first, exps, exps_step,
+                 &soon if following != NOTHING else NULL)
+
+
+cdef void strip_softmax(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
+                        Py_ssize_t first, real *exps, Py_ssize_t exps_step, int following) noexcept nogil:
+    strip_with_exps(SOFTMAX, width, x, x_step, classes, state, first, exps, exps_step, following)
+
+
+cdef void strip_gradient(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
+                         Py_ssize_t first, real *exps, Py_ssize_t exps_step, int following) noexcept nogil:
+    strip_with_exps(SOFTMAX_GRADIENT, width, x, x_step, classes, state, first, exps, exps_step, following)
+
+
+cdef void strip_logsumexp(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
+                          Py_ssize_t first) noexcept nogil:
+    reduce_width(LOGSUMEXP, width, x, x_step, x, 0, classes, state, first, NULL, 0, NULL)
+
+
+cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                       Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
+                       Py_ssize_t exps_step, int following) noexcept nogil:
+    """Only beside exps what follows is asked for: without any to store there is less to wait for."""
+    cdef Py_ssize_t b, j, n
+    for b in range((rows + STRIP - 1) // STRIP):
+        j = b * STRIP
+        n = min(rows - j, <Py_ssize_t> STRIP)
+        if operation == SOFTMAX:
+            strip_softmax(n, x + j, x_step, classes, state, first + j, exps + j, exps_step, following)
+        elif operation == SOFTMAX_GRADIENT:
+            strip_gradient(n, x + j, x_step, classes, state, first + j, exps + j, exps_step, following)
+        elif operation == LOGSUMEXP:
+            strip_logsumexp(n, x + j, x_step, classes, state, first + j)
+        elif operation == LOGSUMEXP_WEIGHTED:
+            reduce_width(LOGSUMEXP_WEIGHTED, n, x + j, x_step, y + j, y_step, classes, state, first + j, exps, 0, NULL)
+        elif operation == LOG_SOFTMAX_BACKWARD:
+            reduce_width(LOG_SOFTMAX_BACKWARD, n, x + j, x_step, x, 0, classes, state, first + j, exps, 0, NULL)
+        elif operation == SOFTMAX_BACKWARD:
+            reduce_width(SOFTMAX_BACKWARD, n, x + j, x_step, y + j, y_step, classes, state, first + j, exps, 0, NULL)
+        else:
+            reduce_width(MIXTURE_COST, n, x + j, x_step, y + j, y_step, classes, state, first + j, exps, 0, NULL)
+
+
+cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                      const real *factor, real *out, Py_ssize_t out_step, bint far, bint stream) noexcept nogil:
+    cdef Py_ssize_t b, j, n, ahead
+    for b in range((rows + STRIP - 1) // STRIP):
+        j = b * STRIP
+        n = min(rows - j, <Py_ssize_t> STRIP)
+        ahead = (STRIP_AHEAD_BYTES // <Py_ssize_t> sizeof(real) + n - 1) // n if far else 0
+        apply_width(operation, kept, stream, n, n, x + j, x_step, y + j, y_step, classes, state, first + j, factor, out + j,
+                    out_step, ahead, NULL)
