@@ -1,6 +1,7 @@
 """The same bits for any number of threads, place and batch; how many threads there are."""
 
 import functools
+import math
 import os
 import sys
 import threading
@@ -219,7 +220,7 @@ def test_rows_written_while_others_are_added_up(function, classes, dtype, cache_
 @on_each_isa
 @pytest.mark.parametrize("beyond", [0, 1, 8, 16, 20])
 @pytest.mark.parametrize(
-    ("rows", "row_bytes"), [(150, 128), (37, 512), (21, 1200), (5, 65536), (3, 2 * 65536), (2, 600_000)]
+    ("rows", "row_bytes"), [(150, 128), (37, 512), (21, 1200), (5, 65536), (4, 2 * 65536), (2, 600_000)]
 )
 @pytest.mark.parametrize(
     ("function", "options"),
@@ -246,6 +247,23 @@ def test_around_the_caches(dtype, function, options, rows, row_bytes, beyond, ca
         np.testing.assert_array_equal(lines[:, :classes], through[1] if isinstance(through, tuple) else through)
         lines[:, :classes] = 7
         assert (room == 7).all()
+
+
+@on_each_isa
+@openmp
+@pytest.mark.usefixtures("eight_processors")
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "log_softmax_backward", "softmax_backward"])
+@pytest.mark.parametrize("shape", [(5000, 33), (2000, 129), (1000, 301), (8, 33_000)])
+@each_dtype
+def test_threads_that_stream_parts_of_one_line(dtype, shape, function, cache_bytes, seed):
+    """Where one thread's rows end, and another's begin."""
+    made = large(function, shape, 1, dtype, seed)
+    cache_bytes(1 << 40)
+    through = getattr(cylsm, function)(**made)
+    cache_bytes(0)
+    for start in (0, 3):
+        out = np.empty(math.prod(shape) + start, dtype)[start:].reshape(shape)
+        np.testing.assert_array_equal(getattr(cylsm, function)(**made, out=out), through)
 
 
 @on_each_isa

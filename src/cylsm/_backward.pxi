@@ -124,11 +124,11 @@ cdef void backward_rows(int operation, const real *x, Py_ssize_t x_step, const r
     cdef Py_ssize_t b, r, n, own
     cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP, BATCH_BYTES // (classes * <Py_ssize_t> sizeof(real))))
     cylsm_require(classes >= SHORTEST_ROW)
-    if stream and operation == LOG_SOFTMAX_BACKWARD:
-        backward_streamed(LOG_SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, out, out_step)
-        return
-    elif stream:
-        backward_streamed(SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, out, out_step)
+    if stream:
+        if operation == LOG_SOFTMAX_BACKWARD:
+            backward_streamed(LOG_SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, out, out_step)
+        else:
+            backward_streamed(SOFTMAX_BACKWARD, x, x_step, y, y_step, rows, classes, out, out_step)
         return
     for b in range((rows + batch - 1) // batch):
         r = b * batch

@@ -77,15 +77,15 @@ cdef enum:
     # Longest row that is expected to wait in L2 from its reduction to its writing.
     KEPT_BYTES = 524288
     # Rows of arrays that the last-level cache cannot hold together are streamed around it from here on. On AVX-512 and two
-    # threads, streamed and not: softmax of 12000 x 1000 float32 1.58 ms and 1.99; log_softmax of 33000 x 257 1.19 and 1.17, of
-    # 70000 x 128 1.61 and 1.50. Gradients, whose sums take little beside memory, earlier: log_softmax_backward of 100000 x 64
-    # 1.03 and 1.30.
+    # threads, streamed and not: softmax of 12000 x 1000 float32 1.58 ms and 1.99, of 33000 x 257 1.06 and 1.18; log_softmax of
+    # 33000 x 257 1.19 and 1.17, of 70000 x 128 1.61 and 1.50. Gradients, whose sums take little beside memory, from the shortest
+    # row on: log_softmax_backward of 100000 x 64 1.03 and 1.30.
     STREAM_ROW_BYTES = 1024
     STREAM_RUN_BYTES = 512          # the same of lanes
-    # Rows of so many classes go to forward_rows, and shorter ones, of so many bytes, where they are far. It takes, and blocks of
-    # rows: softmax of 2048 x 257 float32 58 us and 66 on two threads, of 500 x 250 13.1 and 15.1, of 1000 x 130 float64
-    # 43.7 and 42.0; log_softmax of 4096 x 144 float32 83 and 80, but of 40000 x 300 1.54 ms and 1.91.
+    # Rows of so many classes go to forward_rows. It takes on two threads, and blocks of rows: softmax of 2048 x 257 float32
+    # 58 us and 66, of 500 x 250 13.1 and 15.1; of 1000 x 130 float64 43.7 and 42.0, log_softmax of 4096 x 144 float32 83 and 80.
     FORWARD_CLASSES = 192
+    # And so do rows of so many bytes where they are far: log_softmax of 40000 x 300 takes 1.54 ms, and in blocks 1.91.
     FAR_FORWARD_BYTES = 512
     ROW_WORK = 16                   # what a row takes beside its elements, its logarithm above all, in elements
 
@@ -117,8 +117,8 @@ cdef struct Plan:
     bint out_direct
     bint by_tiles                   # threads share the tiles of a row, one row after the other
     bint far                        # the arrays take half of the last-level cache, or more
-    bint beyond                     # or all of it, or more
-    bint stream                     # so that out is written around it
+    bint beyond                     # they take all of it, or more
+    bint stream                     # out is written around the caches
     bint at_once                    # one kernel reduces, finishes and writes a block:
     bint backward                   # backward_rows,
     bint forward                    # forward_rows,
@@ -252,17 +252,16 @@ cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexc
 
 
 cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
-    """Whether out is worth streaming where the caches cannot hold it. Never the gradient of a loss, of which single elements
+    """Whether out is worth streaming where the caches cannot hold it. Never the gradient by labels, of which single elements
     are written again."""
     cdef int operation = plan.task.operation
-    cdef bint awaits_memory = plan.kernels.awaits_memory
-    if plan.backward:
-        return awaits_memory or row_bytes >= STREAM_ROW_BYTES
-    if operation == SOFTMAX_GRADIENT or (operation == SOFTMAX and not awaits_memory):
+    if operation == SOFTMAX_GRADIENT or (operation == SOFTMAX and not plan.kernels.streams_more):
         return False
+    if plan.backward and plan.kernels.streams_more:
+        return True
     if plan.regime == STRIP:
         return plan.block_rows * plan.size >= STREAM_RUN_BYTES
-    return plan.regime == ROWS and row_bytes >= STREAM_ROW_BYTES
+    return (plan.regime == ROWS or plan.backward) and row_bytes >= STREAM_ROW_BYTES
 
 
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
@@ -334,7 +333,8 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         plan.at_once = task.classes <= SHORT_CLASSES and task.operation != LOGSUMEXP_WEIGHTED
     plan.kept = (not plan.at_once and is_softmax(task.operation)
                  and (plan.tiles == 1 or (plan.out_direct and not plan.stream)
-                      or (plan.stream and plan.regime == ROWS and not plan.by_tiles and task.classes * plan.size <= KEPT_BYTES)))
+                      or (plan.stream and plan.regime == ROWS and not plan.by_tiles
+                          and task.classes * plan.size <= KEPT_BYTES)))
     plan.ask_early = (plan.regime == ROWS and plan.out_direct and not plan.stream
                       and task.classes * plan.size <= KEPT_BYTES)
     task.blocks_per_part = (plan.blocks + MOST_PARTS - 1) // MOST_PARTS
@@ -356,7 +356,7 @@ cdef Py_ssize_t out_bytes(const Plan *plan, Py_ssize_t piece) noexcept nogil:
     if plan.forward and plan.stream and softmax:
         return FORWARD_SCRATCH
     if plan.kept and plan.stream and plan.tiles > 1:
-        return plan.task.classes * plan.size
+        return plan.block_rows * plan.task.classes * plan.size
     return piece if softmax and not plan.at_once and not (plan.kept and not plan.stream) else 0
 
 

@@ -20,7 +20,7 @@ cdef enum:
     # Rows that forward_rows adds up while it compares as many and writes as many; two batches wait in L2. Streamed, their exps
     # wait in scratch of so many bytes, where a row begins with a line.
     FORWARD_BYTES = 65536
-    FORWARD_SCRATCH = 2 * (65536 + 16 * 64)
+    FORWARD_SCRATCH = 2 * (FORWARD_BYTES + 16 * 64)
     SHORT_CLASSES = 16    # that few_strip takes at most
     GROUP = 64            # rows that few_rows transposes together, a power of 4,
     LONG_GROUP = 16       # or so many where they are longer than a line: the group stays in L1
@@ -37,7 +37,7 @@ cdef enum Operation:
     MIXTURE_COST          # after LOGSUMEXP, reduce only: mass = sum(y), cost = sum(y * (top - x))
     MIXTURE               # after that, apply only: factor * (mass * softmax(x) - y)
 
-# What a strip kernel reads after a tile, and asks for meanwhile.
+# What a strip kernel reads next, and asks for meanwhile.
 cdef enum Following:
     NOTHING
     TILE_BELOW            # the next classes
@@ -74,6 +74,7 @@ cdef struct RowState:
 
 # Fills entries first .. first + rows of the state. SOFTMAX, SOFTMAX_GRADIENT: `exps` receives the exps; otherwise, if not
 # NULL, it is what will be written next, and is asked for meanwhile, but not by a backward operation, whose sum is short.
+# `following` is for strips.
 ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                                void *exps, Py_ssize_t exps_step, int following) noexcept nogil
@@ -88,10 +89,11 @@ ctypedef void (*finish_kernel)(int operation, const RowState *state, Py_ssize_t 
 # are.
 ctypedef void (*spread_kernel)(const RowState *state, const void *tops, Py_ssize_t rows, Py_ssize_t tiles,
                                Py_ssize_t first) noexcept nogil
-# Writes the result. SOFTMAX, SOFTMAX_GRADIENT: where `kept`, x holds the exps that reduce has kept.
+# Writes the result, where `stream` around the caches; out then overlaps no input. SOFTMAX, SOFTMAX_GRADIENT: where `kept`, x
+# holds the exps that reduce has kept. `ask` is for strips: x, y and out are in no cache, and are asked for some classes ahead.
 ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_t x_step, const void *y,
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
-                              Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step, bint far,
+                              Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step, bint ask,
                               bint stream) noexcept nogil
 # reduce, finish and apply of short rows or lanes; `scratch` holds 3 * SCRATCH reals. out may be NULL.
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
@@ -103,7 +105,7 @@ ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step
                                  Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step,
                                  bint far, bint stream) noexcept nogil
 # The same of LOG_SOFTMAX and SOFTMAX, to the bits of reduce_rows, finish and apply_rows. SOFTMAX's exps wait in out or,
-# where that is streamed, in `exps`, of FORWARD_SCRATCH bytes.
+# where that is streamed, in `exps`, of FORWARD_SCRATCH bytes. out may be x, but where it is streamed.
 ctypedef void (*forward_kernel)(int operation, const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
                                 void *out, Py_ssize_t out_step, void *exps, bint far, bint stream) noexcept nogil
 # The same of softmax, of rows of SHORTEST_SOFTMAX to LONGEST_SOFTMAX classes. out may be x.
@@ -124,7 +126,7 @@ ctypedef void (*pair_kernel)(const void *x, const void *y, void *out, Py_ssize_t
 
 cdef struct Kernels:
     Py_ssize_t few_bytes  # rows up to here go to few_rows, but for backward_rows' and softmax_rows'
-    bint awaits_memory    # exps take so little that softmax, and gradients of short rows, are worth streaming
+    bint streams_more     # exps take so little beside memory that softmax, and gradients of short rows, are worth streaming
     reduce_kernel reduce_rows
     reduce_kernel reduce_strip
     merge_kernel merge

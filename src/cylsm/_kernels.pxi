@@ -35,6 +35,7 @@ from cylsm._kernels cimport (
     FLOAT32,
     FLOAT64,
     FORWARD_BYTES,
+    FORWARD_SCRATCH,
     GROUP,
     INT8,
     INT16,
@@ -121,7 +122,8 @@ cdef enum:
     # are taken, and many enough to hide what waits at the end of a sum. log_softmax_backward of 4096 x 64 float32 takes
     # 52 us on one thread so, and 55 with 4 KB; of 50000 x 100, 1.26 ms and 1.15.
     BATCH_BYTES = 8192
-    STREAMED_BYTES = 4096     # and so many where they are streamed
+    # And so many where they are streamed, for the same reason: memory moved in phases of 8 KB takes a tenth longer than in 2 KB.
+    STREAMED_BYTES = 4096
     # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, of arrays in the caches,
     # and of far ones. Not a page: what has just been stored lies as far into another page then, and the
     # processor takes one for the other. softmax of 2048 x 257 float64 takes 246 us on one thread so,
@@ -131,6 +133,7 @@ cdef enum:
     # By kernels that keep a state, and of the shortest rows of a gradient: there a page is best. log_softmax_backward of
     # 64 x 50257 float32 takes 0.40 ms on two threads so, 0.45 with 3072 and 0.48 with 6144.
     PLAIN_AHEAD_BYTES = 4096
+    # By strips, in whole classes: log_softmax_backward of 4096 x 1000 float32 along axis 0 takes 0.92 ms so, and 1.57 without.
     STRIP_AHEAD_BYTES = 4096
 
 # What the exps of a row count from.
@@ -140,20 +143,19 @@ cdef enum Origin:
     NEAR                      # the top; what x - top loses is carried
     ROUNDED                   # the top, and x - top is rounded
 
-# What will be read or written next: asked for while a loop computes, beside every class a run of each. From one to the next
-# lead so many bytes, or 0 if they are adjacent.
+# What will be read or written next: asked for while a loop computes, beside every class a run of each. From one run to the
+# next lead so many bytes; where one_step is 0 those of both are adjacent.
 cdef struct Soon:
     const void *one
     const void *other
     Py_ssize_t one_step
     Py_ssize_t other_step
 
-# A row's last elements that fill no line, and wait for the next row's first: streamed together, neither is fetched. The
-# line in the middle is written in whole lines that overlap.
+# A row's last elements that fill no line wait for the next row's first: streamed together, neither is fetched.
 cdef struct Tail:
     bint more                 # the next row begins where this one ends
-    Py_ssize_t held           # bytes
-    char room[3 * LINE_BYTES]
+    Py_ssize_t held           # bytes that wait
+    char room[3 * LINE_BYTES]  # the line is the one in the middle: what is copied is always as long as a line, and overlaps
 
 # What row_sum does beside adding up:
 cdef enum Also:
@@ -250,9 +252,9 @@ table.of_double.softmax_rows = NULL
 table.of_float.forward_rows = <forward_kernel> &forward_rows[float] if CYLSM_VECTOR_BYTES > 16 else NULL
 table.of_double.forward_rows = <forward_kernel> &forward_rows[double] if CYLSM_VECTOR_BYTES > 16 else NULL
 
-# Of narrower vectors arithmetic hides memory: on AVX2 log_softmax_backward of 100000 x 64 float32 takes 1.50 ms streamed,
+# Of narrower vectors arithmetic hides memory. On AVX2 log_softmax_backward of 100000 x 64 float32 takes 1.50 ms streamed,
 # and 1.21; softmax of 16384 x 1000 2.65 and 2.24, on baseline of float64 19.0 and 17.8.
-table.of_float.awaits_memory = table.of_double.awaits_memory = CYLSM_VECTOR_BYTES == 64
+table.of_float.streams_more = table.of_double.streams_more = CYLSM_VECTOR_BYTES == 64
 
 table.of_float.reduce_rows = <reduce_kernel> &reduce_rows[float]
 table.of_float.reduce_strip = <reduce_kernel> &reduce_strip[float]

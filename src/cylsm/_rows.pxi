@@ -425,6 +425,9 @@ cdef inline void sum_rows(int operation, bint keep, int origin, const real *x, P
                 exps + r * exps_step if not keep and exps != NULL else NULL, NULL)
 
 
+# A function for each operation, here and in other files: side by side in one, the loops run out of registers. Apart, softmax of
+# 65536 x 10 float64 takes a tenth less, and log_softmax of 4 x 21 x 128 x 128.
+
 cdef void softmax_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                        Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
                        Py_ssize_t exps_step) noexcept nogil:
@@ -644,7 +647,7 @@ cdef inline void apply_each(int operation, bint kept, bint brief, const real *x,
 
 cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                      Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                     const real *factor, real *out, Py_ssize_t out_step, bint far, bint stream) noexcept nogil:
+                     const real *factor, real *out, Py_ssize_t out_step, bint ask, bint stream) noexcept nogil:
     cylsm_require(classes >= SHORTEST_ROW)
     if operation == LOG_SOFTMAX and classes < SHORTEST_ALIGNED and not stream:
         apply_each(LOG_SOFTMAX, False, True, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, False)

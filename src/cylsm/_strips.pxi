@@ -148,6 +148,8 @@ cdef inline void strip_with_exps(int operation, Py_ssize_t width, const real *x,
                  &soon if following != NOTHING else NULL)
 
 
+# Apart from each other for the registers, as softmax_sums in _rows.pxi.
+
 cdef void strip_softmax(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
                         Py_ssize_t first, real *exps, Py_ssize_t exps_step, int following) noexcept nogil:
     strip_with_exps(SOFTMAX, width, x, x_step, classes, state, first, exps, exps_step, following)
@@ -166,7 +168,7 @@ cdef void strip_logsumexp(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py
 cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                        Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
                        Py_ssize_t exps_step, int following) noexcept nogil:
-    """Only beside exps what follows is asked for: without any to store there is less to wait for."""
+    """What follows is asked for where exps are stored. The other operations wait less, and would take a tenth longer."""
     cdef Py_ssize_t b, j, n
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
@@ -178,22 +180,22 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
         elif operation == LOGSUMEXP:
             strip_logsumexp(n, x + j, x_step, classes, state, first + j)
         elif operation == LOGSUMEXP_WEIGHTED:
-            reduce_width(LOGSUMEXP_WEIGHTED, n, x + j, x_step, y + j, y_step, classes, state, first + j, exps, 0, NULL)
+            reduce_width(LOGSUMEXP_WEIGHTED, n, x + j, x_step, y + j, y_step, classes, state, first + j, NULL, 0, NULL)
         elif operation == LOG_SOFTMAX_BACKWARD:
-            reduce_width(LOG_SOFTMAX_BACKWARD, n, x + j, x_step, x, 0, classes, state, first + j, exps, 0, NULL)
+            reduce_width(LOG_SOFTMAX_BACKWARD, n, x + j, x_step, x, 0, classes, state, first + j, NULL, 0, NULL)
         elif operation == SOFTMAX_BACKWARD:
-            reduce_width(SOFTMAX_BACKWARD, n, x + j, x_step, y + j, y_step, classes, state, first + j, exps, 0, NULL)
+            reduce_width(SOFTMAX_BACKWARD, n, x + j, x_step, y + j, y_step, classes, state, first + j, NULL, 0, NULL)
         else:
-            reduce_width(MIXTURE_COST, n, x + j, x_step, y + j, y_step, classes, state, first + j, exps, 0, NULL)
+            reduce_width(MIXTURE_COST, n, x + j, x_step, y + j, y_step, classes, state, first + j, NULL, 0, NULL)
 
 
 cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                       Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                      const real *factor, real *out, Py_ssize_t out_step, bint far, bint stream) noexcept nogil:
+                      const real *factor, real *out, Py_ssize_t out_step, bint ask, bint stream) noexcept nogil:
     cdef Py_ssize_t b, j, n, ahead
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
         n = min(rows - j, <Py_ssize_t> STRIP)
-        ahead = (STRIP_AHEAD_BYTES // <Py_ssize_t> sizeof(real) + n - 1) // n if far else 0
-        apply_width(operation, kept, stream, n, n, x + j, x_step, y + j, y_step, classes, state, first + j, factor, out + j,
-                    out_step, ahead, NULL)
+        ahead = (STRIP_AHEAD_BYTES // <Py_ssize_t> sizeof(real) + n - 1) // n if ask else 0
+        apply_width(operation, kept, stream, n, n, x + j, x_step, y + j, y_step, classes, state, first + j,
+                    factor + j if operation == MIXTURE else factor, out + j, out_step, ahead, NULL)
