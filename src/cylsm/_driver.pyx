@@ -58,6 +58,7 @@ cdef enum:
     FEWER_BYTES = 32768             # blocks are halved down to this, so that threads have
     MANY_BLOCKS = 8                 # so many of them
     EQUAL_BLOCKS = 4                # and their number is a multiple of this
+    FEW_BLOCKS = 8                  # rows of tiles, so few that threads are likely to share them
     STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
     MOST_STRIP_TILES = 16           # each has a state of its own
     # So many tiles of a row are made equal, in whole lines, and their number even: two threads that share a row finish
@@ -251,11 +252,6 @@ cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexc
     return max(least, min(value, most))
 
 
-cdef bint shares_tiles(const Plan *plan) noexcept nogil:
-    return (plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
-            and plan.blocks % plan.threads != 0)
-
-
 cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
     """Whether out is worth streaming where the caches cannot hold it. Never the gradient by labels, of which single elements
     are written again."""
@@ -276,7 +272,6 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
-    plan.threads = threads_for(work)
     plan.regime = regime_of(task, plan.size)
     # The last tile has SHORTEST_ROW classes at least.
     plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
@@ -313,11 +308,11 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.x_direct = is_direct(plan, &task.x)
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
-    plan.by_tiles = shares_tiles(plan)
-    if plan.by_tiles:
-        # They wait for each other after each phase: softmax of 1 x 26000 float32 would take 5.6 us on two threads, and takes 4.2.
-        plan.threads = threads_for(work * 3 // 4)
-        plan.by_tiles = shares_tiles(plan)
+    # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 would take 5.6 us on two, and
+    # takes 4.2 on one.
+    plan.threads = threads_for(work * 3 // 4 if plan.tiles > 1 and plan.blocks < FEW_BLOCKS else work)
+    plan.by_tiles = (plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
+                     and plan.blocks % plan.threads != 0)
     plan.backward = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
     moved = (1 + (task.y.data != NULL) + (task.out.data != NULL)) * task.rows * task.classes * plan.size
     plan.far = moved >= last_level_cache_bytes // 2
