@@ -136,40 +136,52 @@ cdef inline void apply_width(int operation, bint kept, bint stream, Py_ssize_t w
                     soon)
 
 
-cdef inline void strip_with_exps(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes,
-                                 const RowState *state, Py_ssize_t first, real *exps, Py_ssize_t exps_step,
-                                 int following) noexcept nogil:
-    cdef Soon soon
+# What follows is asked for where exps are stored: the other operations wait less, and would take a tenth longer. A function for
+# each operation, as in _rows.pxi. Up to SHORT_CLASSES are few_strip's.
+
+cdef inline void set_soon(Soon *soon, int following, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes,
+                          const real *exps, Py_ssize_t exps_step) noexcept nogil:
     soon.one = x + (classes * x_step if following == TILE_BELOW else width)
     soon.other = exps + (classes * exps_step if following == TILE_BELOW else width)
     soon.one_step = x_step * sizeof(real)
     soon.other_step = exps_step * sizeof(real)
-    reduce_width(operation, width, x, x_step, x, 0, classes, state, first, exps, exps_step,
-                 &soon if following != NOTHING else NULL)
 
-
-# Apart from each other for the registers, as softmax_sums in _rows.pxi.
 
 cdef void strip_softmax(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
                         Py_ssize_t first, real *exps, Py_ssize_t exps_step, int following) noexcept nogil:
-    strip_with_exps(SOFTMAX, width, x, x_step, classes, state, first, exps, exps_step, following)
+    cdef Soon there
+    cdef const Soon *soon = &there if following != NOTHING else NULL
+    set_soon(&there, following, width, x, x_step, classes, exps, exps_step)
+    if classes <= ONE_BY_ONE:
+        reduce_lanes(SOFTMAX, True, True, ROUNDED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    else:
+        reduce_lanes(SOFTMAX, True, False, ROUNDED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
 
 
 cdef void strip_gradient(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
                          Py_ssize_t first, real *exps, Py_ssize_t exps_step, int following) noexcept nogil:
-    strip_with_exps(SOFTMAX_GRADIENT, width, x, x_step, classes, state, first, exps, exps_step, following)
+    cdef Soon there
+    cdef const Soon *soon = &there if following != NOTHING else NULL
+    set_soon(&there, following, width, x, x_step, classes, exps, exps_step)
+    if classes <= ONE_BY_ONE:
+        reduce_lanes(LOGSUMEXP, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    else:
+        reduce_lanes(LOGSUMEXP, True, False, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
 
 
 cdef void strip_logsumexp(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
                           Py_ssize_t first) noexcept nogil:
-    reduce_width(LOGSUMEXP, width, x, x_step, x, 0, classes, state, first, NULL, 0, NULL)
+    if classes <= ONE_BY_ONE:
+        reduce_lanes(LOGSUMEXP, False, True, CENTRED, width, x, x_step, x, 0, classes, state, first, NULL, 0, NULL)
+    else:
+        reduce_lanes(LOGSUMEXP, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, NULL, 0, NULL)
 
 
 cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                        Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
                        Py_ssize_t exps_step, int following) noexcept nogil:
-    """What follows is asked for where exps are stored. The other operations wait less, and would take a tenth longer."""
     cdef Py_ssize_t b, j, n
+    cylsm_require(classes > NEAR_CLASSES or operation == LOGSUMEXP_WEIGHTED)
     for b in range((rows + STRIP - 1) // STRIP):
         j = b * STRIP
         n = min(rows - j, <Py_ssize_t> STRIP)
@@ -180,13 +192,16 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
         elif operation == LOGSUMEXP:
             strip_logsumexp(n, x + j, x_step, classes, state, first + j)
         elif operation == LOGSUMEXP_WEIGHTED:
-            reduce_width(LOGSUMEXP_WEIGHTED, n, x + j, x_step, y + j, y_step, classes, state, first + j, NULL, 0, NULL)
+            reduce_lanes(LOGSUMEXP_WEIGHTED, False, False, CENTRED, n, x + j, x_step, y + j, y_step, classes, state, first + j,
+                         NULL, 0, NULL)
         elif operation == LOG_SOFTMAX_BACKWARD:
-            reduce_width(LOG_SOFTMAX_BACKWARD, n, x + j, x_step, x, 0, classes, state, first + j, NULL, 0, NULL)
+            reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, n, x + j, x_step, x, 0, classes, state, first + j, NULL, 0,
+                         NULL)
         elif operation == SOFTMAX_BACKWARD:
-            reduce_width(SOFTMAX_BACKWARD, n, x + j, x_step, y + j, y_step, classes, state, first + j, NULL, 0, NULL)
+            reduce_lanes(SOFTMAX_BACKWARD, False, False, CENTRED, n, x + j, x_step, y + j, y_step, classes, state, first + j,
+                         NULL, 0, NULL)
         else:
-            reduce_width(MIXTURE_COST, n, x + j, x_step, y + j, y_step, classes, state, first + j, NULL, 0, NULL)
+            cost_lanes(n, x + j, x_step, y + j, y_step, classes, state, first + j)
 
 
 cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
