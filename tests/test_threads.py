@@ -217,6 +217,23 @@ def test_rows_written_while_others_are_added_up(function, classes, dtype, cache_
             accuracy.assert_same_bits(call(out, out=out), wanted[:rows])
 
 
+def assert_same_around(function, made, cache_bytes):
+    """Around the caches the result is the same, wherever in a line its runs start and end, and nothing beside it is
+    written."""
+    cache_bytes(1 << 40)
+    through = getattr(cylsm, function)(**made)
+    through = through[1] if isinstance(through, tuple) else through
+    cache_bytes(0)
+    runs, length = through.shape
+    for start, gap in ((0, 0), (1, 5), (3, 0), (4, 5), (15, 0)):
+        room = np.full(runs * (length + gap) + 32, 7, through.dtype)
+        lines = room[start : start + runs * (length + gap)].reshape(runs, length + gap)
+        getattr(cylsm, function)(**made, out=lines[:, :length])
+        np.testing.assert_array_equal(lines[:, :length], through)
+        lines[:, :length] = 7
+        assert (room == 7).all()
+
+
 @on_each_isa
 @pytest.mark.parametrize("beyond", [0, 1, 8, 16, 20])
 @pytest.mark.parametrize(
@@ -234,19 +251,9 @@ def test_rows_written_while_others_are_added_up(function, classes, dtype, cache_
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_around_the_caches(dtype, function, options, rows, row_bytes, beyond, cache_bytes, seed):
-    """The same as through them, wherever in a line rows start and end, and nothing beside the result is written."""
-    classes = row_bytes // dtype().itemsize + beyond
-    made = large(function, (rows, classes), 1, dtype, seed) | options
-    cache_bytes(1 << 40)
-    through = getattr(cylsm, function)(**made)
-    cache_bytes(0)
-    for start, gap in ((0, 0), (1, 5), (3, 0), (4, 5), (15, 0)):
-        room = np.full(rows * (classes + gap) + 32, 7, dtype)
-        lines = room[start : start + rows * (classes + gap)].reshape(rows, classes + gap)
-        getattr(cylsm, function)(**made, out=lines[:, :classes])
-        np.testing.assert_array_equal(lines[:, :classes], through[1] if isinstance(through, tuple) else through)
-        lines[:, :classes] = 7
-        assert (room == 7).all()
+    """Rows of any length."""
+    made = large(function, (rows, row_bytes // dtype().itemsize + beyond), 1, dtype, seed) | options
+    assert_same_around(function, made, cache_bytes)
 
 
 @on_each_isa
@@ -273,19 +280,8 @@ def test_threads_that_stream_parts_of_one_line(dtype, shape, function, cache_byt
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_lanes_around_the_caches(dtype, function, shape, cache_bytes, seed):
-    """The same along the first axis."""
-    made = large(function, shape, 0, dtype, seed)
-    cache_bytes(1 << 40)
-    through = getattr(cylsm, function)(**made)
-    cache_bytes(0)
-    classes, lanes = shape
-    for start, gap in ((0, 0), (1, 5), (4, 0), (15, 3)):
-        room = np.full(classes * (lanes + gap) + 32, 7, dtype)
-        lines = room[start : start + classes * (lanes + gap)].reshape(classes, lanes + gap)
-        getattr(cylsm, function)(**made, out=lines[:, :lanes])
-        np.testing.assert_array_equal(lines[:, :lanes], through[1] if isinstance(through, tuple) else through)
-        lines[:, :lanes] = 7
-        assert (room == 7).all()
+    """Classes of any number, along the first axis."""
+    assert_same_around(function, large(function, shape, 0, dtype, seed), cache_bytes)
 
 
 @on_each_isa

@@ -240,10 +240,6 @@ cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
     return FEW if task.classes * size <= kernels(task.wide).few_bytes else ROWS
 
 
-cdef inline bint is_backward(int operation) noexcept nogil:
-    return operation == LOG_SOFTMAX_BACKWARD or operation == SOFTMAX_BACKWARD
-
-
 cdef inline bint is_softmax(int operation) noexcept nogil:
     return operation == SOFTMAX or operation == SOFTMAX_GRADIENT
 
@@ -268,7 +264,7 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1]
     cdef Py_ssize_t row_bytes, moved, work = task.rows * (task.classes + ROW_WORK) * (8 if task.wide else 4) // 4
-    cdef bint backward = is_backward(task.operation)
+    cdef bint backward = task.operation == LOG_SOFTMAX_BACKWARD or task.operation == SOFTMAX_BACKWARD
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4

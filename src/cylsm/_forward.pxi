@@ -47,6 +47,7 @@ cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_
 
 cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
                          real *out, Py_ssize_t out_step, real *apart, bint far) noexcept nogil:
+    """Exps wait in out or, where that is streamed, `apart`: two batches' in turn."""
     cdef Py_ssize_t b, r, at, n = 0, lanes = lanes_of(x), own = rows * out_step
     cdef Py_ssize_t exps_step = (classes + line_of(x) - 1) // line_of(x) * line_of(x) if stream else out_step
     cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> BATCH,

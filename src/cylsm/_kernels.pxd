@@ -74,7 +74,7 @@ cdef struct RowState:
 
 # Fills entries first .. first + rows of the state. SOFTMAX, SOFTMAX_GRADIENT: `exps` receives the exps; otherwise, if not
 # NULL, it is what will be written next, and is asked for meanwhile, but not by a backward operation, whose sum is short.
-# `following` is for strips.
+# `following` is for strips; rows do not read it.
 ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                                void *exps, Py_ssize_t exps_step, int following) noexcept nogil
@@ -90,7 +90,8 @@ ctypedef void (*finish_kernel)(int operation, const RowState *state, Py_ssize_t 
 ctypedef void (*spread_kernel)(const RowState *state, const void *tops, Py_ssize_t rows, Py_ssize_t tiles,
                                Py_ssize_t first) noexcept nogil
 # Writes the result, where `stream` around the caches; out then overlaps no input. SOFTMAX, SOFTMAX_GRADIENT: where `kept`, x
-# holds the exps that reduce has kept. `ask` is for strips: x, y and out are in no cache, and are asked for some classes ahead.
+# holds the exps that reduce has kept. `ask` is for strips: x, y and out are in no cache, and are asked for some classes
+# ahead; rows do not read it.
 ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_t x_step, const void *y,
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step, bint ask,

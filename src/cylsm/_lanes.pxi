@@ -1,4 +1,4 @@
-# Lanes: what one vector, or one row of the state, does with a class after the other. No loop over rows.
+# Lanes: rows side by side, taken a class after the other; what is said here of one lane holds for all of a vector's.
 
 cdef inline Py_ssize_t lanes_of(const real *x) noexcept nogil:
     """A vector's, but four at least: loops over two would be unrolled into scalars before they are vectorised."""
