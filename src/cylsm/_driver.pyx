@@ -5,7 +5,7 @@
 #     kernel. All that is chosen by the row's length and class stride alone, so that a row's bits depend on nothing else, but
 #     where two kernels make the same bits; how many rows a block has, and who computes it, changes no bit.
 # (b) A row longer than a tile is reduced tile by tile, merged in order, and written tile by tile, whether one thread
-#     does all of that or several share the tiles of one row.
+#     does all of that or several share the tiles.
 # (c) What a kernel cannot read or write in place (another dtype, byte order, stride) passes through a piece of scratch.
 # (d) Scratch of all threads is one allocation, made before anything is written.
 
@@ -65,6 +65,10 @@ cdef enum:
     # together. Softmax of 3 x 100000 float32 takes 41 us so, and 48 with a short last tile. Of more tiles the rounding
     # would leave nothing to the last one.
     MOST_EQUAL_TILES = 64
+    # Threads that have fewer rows of tiles each share all of them, if not a whole number each; with more rows, those that a whole
+    # number leaves over, where a thread's share is so many elements: softmax of 9 x 100000 float64 takes 200 us so and 218 not.
+    FEW_ROUNDS = 4
+    SHARED_WORK = 24576
     LINE = 16                       # elements in 64 bytes, at most
     MOST_TILE = 8388608             # elements: ties are counted in float
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
@@ -116,7 +120,9 @@ cdef struct Plan:
     bint x_direct
     bint y_direct
     bint out_direct
-    bint by_tiles                   # threads share the tiles of a row, one row after the other
+    bint by_tiles                   # threads share tiles:
+    Py_ssize_t whole                # after so many blocks, which are one thread's each,
+    Py_ssize_t together             # those of so many at a time
     bint far                        # the arrays take half of the last-level cache, or more
     bint beyond                     # they take all of it, or more
     bint stream                     # out is written around the caches
@@ -129,8 +135,7 @@ cdef struct Plan:
     bint ask_early                  # out is asked for while x is reduced
     int threads
     Worker *workers                 # one a thread
-    Block *shared                   # the block whose tiles are being shared
-    int phase                       # the operation to reduce, or APPLY
+    int phase                       # of tiles that are shared: the operation to reduce, or APPLY
 
 cdef enum:
     APPLY = -1
@@ -244,6 +249,15 @@ cdef inline bint is_softmax(int operation) noexcept nogil:
     return operation == SOFTMAX or operation == SOFTMAX_GRADIENT
 
 
+cdef inline bint is_mixture(int operation) noexcept nogil:
+    return operation == MIXTURE or operation == MIXTURE_COST
+
+
+cdef inline int reduction_of(int operation) noexcept nogil:
+    """The operation that a row is reduced for first."""
+    return LOGSUMEXP if is_mixture(operation) or operation == LOG_SOFTMAX else operation
+
+
 cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexcept nogil:
     return max(least, min(value, most))
 
@@ -261,9 +275,23 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
     return (plan.regime == ROWS or plan.backward) and row_bytes >= STREAM_ROW_BYTES
 
 
+cdef void share_tiles(Plan *plan, Py_ssize_t row_work) noexcept nogil:
+    """Which blocks threads share tile by tile. Where a cache holds all: a few rows at once, or what is left over of more when
+    each thread has had as many as the others. Softmax of 3 x 100000 float32 takes 33 us so, and row by row 44. Otherwise row
+    by row, so that each is read again while a cache holds it; lanes too, whose phases are long."""
+    cdef Py_ssize_t left = plan.blocks % plan.threads
+    cdef bint few = plan.blocks < FEW_ROUNDS * plan.threads
+    cdef bint at_once = plan.regime == ROWS and not plan.beyond
+    plan.by_tiles = (plan.threads > 1 and plan.tiles > 1 and left > 0
+                     and (few or (at_once and plan.blocks <= MOST_PARTS and left * row_work >= SHARED_WORK * plan.threads)))
+    plan.whole = 0 if few or not plan.by_tiles else plan.blocks - left
+    plan.together = plan.blocks - plan.whole if plan.by_tiles and at_once else 1
+
+
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1]
-    cdef Py_ssize_t row_bytes, moved, work = task.rows * (task.classes + ROW_WORK) * (8 if task.wide else 4) // 4
+    cdef Py_ssize_t row_bytes, moved
+    cdef Py_ssize_t row_work = (task.classes + ROW_WORK) * (8 if task.wide else 4) // 4, work = task.rows * row_work
     cdef bint backward = task.operation == LOG_SOFTMAX_BACKWARD or task.operation == SOFTMAX_BACKWARD
     plan.task = task
     plan.kernels = kernels(task.wide)
@@ -307,12 +335,11 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 would take 5.6 us on two, and
     # takes 4.2 on one.
     plan.threads = threads_for(work * 3 // 4 if plan.tiles > 1 and plan.blocks < FEW_BLOCKS else work)
-    plan.by_tiles = (plan.threads > 1 and plan.tiles > 1 and plan.blocks < 4 * plan.threads
-                     and plan.blocks % plan.threads != 0)
     plan.backward = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
     moved = (1 + (task.y.data != NULL) + (task.out.data != NULL)) * task.rows * task.classes * plan.size
     plan.far = moved >= last_level_cache_bytes // 2
     plan.beyond = moved >= last_level_cache_bytes
+    share_tiles(plan, row_work)
     plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes)
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
@@ -546,37 +573,34 @@ cdef void merge_tiles(const Plan *plan, Block *block, int operation) noexcept no
         plan.kernels.merge(operation, &block.state, block.state.top, block.rows, plan.tiles, block.merged)
 
 
-cdef void tile_job(void *context, int thread, Py_ssize_t t) noexcept nogil:
+cdef void tile_job(void *context, int thread, Py_ssize_t index) noexcept nogil:
+    """One phase of one tile of the blocks whose tiles are being shared."""
     cdef Plan *plan = <Plan *> context
+    cdef Block *block = &plan.workers[index // plan.tiles].block
     if plan.phase == APPLY:
-        apply_tile(plan, &plan.workers[thread], plan.shared, t)
+        apply_tile(plan, &plan.workers[thread], block, index % plan.tiles)
         if plan.stream:
             stream_fence()
     else:
-        reduce_tile(plan, &plan.workers[thread], plan.shared, t, plan.phase)
+        reduce_tile(plan, &plan.workers[thread], block, index % plan.tiles, plan.phase)
 
 
-cdef void all_tiles(Plan *plan, Worker *worker, Block *block, int phase, bint shared) noexcept nogil:
-    """One phase of a block's tiles: by this thread alone, or shared."""
+cdef void all_tiles(Plan *plan, Worker *worker, Py_ssize_t blocks, int phase, bint shared) noexcept nogil:
+    """One phase of the block's tiles, by this thread alone, or of several blocks', shared."""
     cdef Py_ssize_t t
     if shared:
-        plan.shared = block
         plan.phase = phase
-        share(&tile_job, plan, plan.tiles, plan.threads)
+        share(&tile_job, plan, blocks * plan.tiles, plan.threads)
     elif phase == APPLY:
         for t in range(plan.tiles):
-            apply_tile(plan, worker, block, t)
+            apply_tile(plan, worker, &worker.block, t)
     else:
         for t in range(plan.tiles):
-            reduce_tile(plan, worker, block, t, phase)
+            reduce_tile(plan, worker, &worker.block, t, phase)
 
 
-cdef void compute_block(Plan *plan, Worker *worker, Py_ssize_t index, bint shared) noexcept nogil:
+cdef void open_block(const Plan *plan, Block *block, Py_ssize_t index) noexcept nogil:
     cdef Task *task = plan.task
-    cdef Block *block = &worker.block
-    cdef Py_ssize_t t
-    cdef bint mixture = task.operation == MIXTURE or task.operation == MIXTURE_COST
-    cdef int operation = LOGSUMEXP if mixture or task.operation == LOG_SOFTMAX else task.operation
     block.part = index // task.blocks_per_part
     block.outer = index // plan.blocks_across
     block.first = index % plan.blocks_across * plan.block_rows
@@ -584,34 +608,56 @@ cdef void compute_block(Plan *plan, Worker *worker, Py_ssize_t index, bint share
     block.merged = 0 if plan.tiles == 1 else plan.tiles * block.rows
     if task.open != NULL:
         task.open(task, block)
-    if plan.at_once:
-        all_at_once(plan, worker, block)
-    else:
-        all_tiles(plan, worker, block, operation, shared)
-        merge_tiles(plan, block, operation)
-        plan.kernels.finish(task.operation, &block.state, block.merged, block.rows,
-                            block.factor if task.has_factor else NULL)
-        if mixture:
-            for t in range(plan.tiles if plan.tiles > 1 else 0):
-                memcpy(<char *> block.state.top + t * block.rows * plan.size,
-                       <char *> block.state.top + block.merged * plan.size, block.rows * plan.size)
-            all_tiles(plan, worker, block, MIXTURE_COST, shared)
-            merge_tiles(plan, block, MIXTURE_COST)
-        elif plan.tiles > 1 and is_softmax(operation):
-            plan.kernels.spread(&block.state, block.state.top, block.rows, plan.tiles, block.merged)
-        if task.out.data != NULL:
-            all_tiles(plan, worker, block, APPLY, shared)
-    if task.close != NULL:
+
+
+cdef void close_block(const Plan *plan, Block *block) noexcept nogil:
+    if plan.task.close != NULL:
         if plan.stream:
             stream_fence()
-        task.close(task, block)
+        plan.task.close(plan.task, block)
+
+
+cdef void finish_block(const Plan *plan, Block *block) noexcept nogil:
+    """What lies between a block's reduction and its writing, or a mixture's second reduction."""
+    cdef Task *task = plan.task
+    cdef Py_ssize_t t
+    merge_tiles(plan, block, reduction_of(task.operation))
+    plan.kernels.finish(task.operation, &block.state, block.merged, block.rows, block.factor if task.has_factor else NULL)
+    if is_mixture(task.operation):
+        for t in range(plan.tiles if plan.tiles > 1 else 0):
+            memcpy(<char *> block.state.top + t * block.rows * plan.size,
+                   <char *> block.state.top + block.merged * plan.size, block.rows * plan.size)
+    elif plan.tiles > 1 and is_softmax(task.operation):
+        plan.kernels.spread(&block.state, block.state.top, block.rows, plan.tiles, block.merged)
+
+
+cdef void compute_blocks(Plan *plan, Worker *worker, Py_ssize_t first, Py_ssize_t count, bint shared) noexcept nogil:
+    """Block `first`, or where threads share tiles, it and those that follow, each in a worker of its own."""
+    cdef Task *task = plan.task
+    cdef Py_ssize_t i
+    for i in range(count):
+        open_block(plan, &worker[i].block, first + i)
+    if plan.at_once:
+        all_at_once(plan, worker, &worker.block)
+    else:
+        all_tiles(plan, worker, count, reduction_of(task.operation), shared)
+        for i in range(count):
+            finish_block(plan, &worker[i].block)
+        if is_mixture(task.operation):
+            all_tiles(plan, worker, count, MIXTURE_COST, shared)
+            for i in range(count):
+                merge_tiles(plan, &worker[i].block, MIXTURE_COST)
+        if task.out.data != NULL:
+            all_tiles(plan, worker, count, APPLY, shared)
+    for i in range(count):
+        close_block(plan, &worker[i].block)
 
 
 cdef void part_job(void *context, int thread, Py_ssize_t part) noexcept nogil:
     cdef Plan *plan = <Plan *> context
     cdef Py_ssize_t index, first = part * plan.task.blocks_per_part
     for index in range(first, min(first + plan.task.blocks_per_part, plan.blocks)):
-        compute_block(plan, &plan.workers[thread], index, False)
+        compute_blocks(plan, &plan.workers[thread], index, 1, False)
     if plan.stream:
         stream_fence()
 
@@ -638,8 +684,7 @@ cdef int run(Task *task) except -1:
         return 0
     if not plan.by_tiles:
         plan.threads = <int> min(<Py_ssize_t> plan.threads, task.parts)
-    # A block whose tiles are shared belongs to no thread: the last worker's.
-    workers = plan.threads + plan.by_tiles
+    workers = max(plan.threads, <int> plan.together)
     worker_bytes = sizeof(Worker) + lay_out(&plan, NULL, NULL)
     plan.workers = <Worker *> malloc(workers * worker_bytes + 64)
     if plan.workers == NULL:
@@ -650,8 +695,9 @@ cdef int run(Task *task) except -1:
         for i in range(workers):
             scratch += lay_out(&plan, scratch, &plan.workers[i])
         if plan.by_tiles:
-            for index in range(plan.blocks):
-                compute_block(&plan, &plan.workers[plan.threads], index, True)
+            share(&part_job, &plan, plan.whole, plan.threads)
+            for index in range((plan.blocks - plan.whole) // plan.together):
+                compute_blocks(&plan, plan.workers, plan.whole + index * plan.together, plan.together, True)
         else:
             share(&part_job, &plan, task.parts, plan.threads)
     free(plan.workers)
