@@ -269,6 +269,7 @@ cdef int new_task(Task *task, int operation, bint wide) except -1:
     task.wide = wide
     task.has_factor = False
     task.in_place = False
+    task.runs_join = True
     task.fill_y = NULL
     task.open = NULL
     task.close = NULL
@@ -346,3 +347,6 @@ cdef void join_row_axes(Task *task, Operand **operands, int count) noexcept:
         for k in range(count):
             operands[k].row_strides[i] = operands[k].row_strides[j]
     task.ndim = i + 1
+    for k in range(count if i > 0 else 0):
+        if operands[k] != &task.x and operands[k] != &task.y and operands[k] != &task.out and operands[k].data != NULL:
+            task.runs_join &= operands[k].row_strides[i - 1] == task.shape[i] * operands[k].row_strides[i]

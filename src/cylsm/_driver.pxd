@@ -21,6 +21,7 @@ cdef struct Block:
     Py_ssize_t outer        # index into the row axes but the last, flattened
     Py_ssize_t first        # along the last row axis: the rows are first .. first + rows
     Py_ssize_t rows
+    Py_ssize_t run          # so many of them lie along that axis; the next as many are of the next `outer`
     Py_ssize_t merged       # entry of the state that holds the result of the first row
     RowState state
     void *factor            # the operation's factor, one real a row, which `open` sets; read where task.has_factor
@@ -41,6 +42,7 @@ cdef struct Task:
     int operation
     bint has_factor
     bint in_place                       # out is the memory of an input
+    bint runs_join                      # operands of one number a row walk over a run's end by their last row stride
     Operand x
     Operand y
     Operand out
@@ -54,6 +56,7 @@ cdef struct Task:
 
 cdef const Kernels *kernels(bint wide) noexcept nogil
 cdef char *row_of(const Task *task, const Operand *operand, const Block *block) noexcept nogil
+cdef Py_ssize_t run_stride(const Task *task, const Operand *operand) noexcept nogil
 cdef int run(Task *task) except -1
 
 # Calls each(context, thread, i) for i < count, shared among `threads` threads.

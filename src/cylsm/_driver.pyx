@@ -69,6 +69,7 @@ cdef enum:
     # number leaves over, where a thread's share is so many elements: softmax of 9 x 100000 float64 takes 200 us so and 218 not.
     FEW_ROUNDS = 4
     SHARED_WORK = 24576
+    SPANNED_ROWS = 512              # lanes of few classes that are copied side by side
     LINE = 16                       # elements in 64 bytes, at most
     MOST_TILE = 8388608             # elements: ties are counted in float
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
@@ -113,7 +114,9 @@ cdef struct Plan:
     Regime regime
     Py_ssize_t size                 # of a real, bytes
     Py_ssize_t block_rows
-    Py_ssize_t blocks_across        # blocks in one run of the last row axis
+    Py_ssize_t span                 # so many runs side by side are copied to a block, where that axis is short; else 1
+    Py_ssize_t blocks_across        # blocks side by side along the last row axis,
+    Py_ssize_t blocks_down          # and along the axis before
     Py_ssize_t blocks
     Py_ssize_t tile
     Py_ssize_t tiles
@@ -221,6 +224,10 @@ cdef char *row_of(const Task *task, const Operand *operand, const Block *block) 
     return p
 
 
+cdef Py_ssize_t run_stride(const Task *task, const Operand *operand) noexcept nogil:
+    return operand.row_strides[task.ndim - 2] if task.ndim > 1 else 0
+
+
 cdef inline Py_ssize_t row_stride(const Plan *plan, const Operand *operand) noexcept nogil:
     return operand.row_strides[plan.task.ndim - 1]
 
@@ -228,7 +235,10 @@ cdef inline Py_ssize_t row_stride(const Plan *plan, const Operand *operand) noex
 cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
     """Whether a kernel can walk the operand where it lies."""
     cdef Py_ssize_t along, across
+    cdef const Task *task = plan.task
     if not operand.native:
+        return False
+    if plan.span > 1 and run_stride(task, operand) != task.shape[task.ndim - 1] * row_stride(plan, operand):
         return False
     if plan.regime == STRIP:
         along, across = row_stride(plan, operand), operand.class_stride
@@ -262,6 +272,20 @@ cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexc
     return max(least, min(value, most))
 
 
+cdef Py_ssize_t span_of(const Plan *plan) noexcept nogil:
+    """How many runs of the last row axis a block takes. Few classes are computed a group of rows at a time, whether they are
+    there or not: gradients of 128 x 10 x 4 x 4 along the second axis take 15 us with a block for each run."""
+    cdef const Task *task = plan.task
+    cdef Py_ssize_t across = task.shape[task.ndim - 1]
+    if task.ndim == 1 or across >= GROUP or not task.runs_join:
+        return 1
+    if plan.regime == STRIP and plan.at_once:
+        return clamp(SPANNED_ROWS // across, 1, task.shape[task.ndim - 2])
+    if plan.regime == FEW:
+        return clamp(plan.block_rows // across, 1, task.shape[task.ndim - 2])
+    return 1
+
+
 cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
     """Whether out is worth streaming where the caches cannot hold it. Never the gradient by labels, of which single elements
     are written again."""
@@ -289,7 +313,7 @@ cdef void share_tiles(Plan *plan, Py_ssize_t row_work) noexcept nogil:
 
 
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
-    cdef Py_ssize_t across = task.shape[task.ndim - 1]
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, moved
     cdef Py_ssize_t row_work = (task.classes + ROW_WORK) * (8 if task.wide else 4) // 4, work = task.rows * row_work
     cdef bint backward = task.operation == LOG_SOFTMAX_BACKWARD or task.operation == SOFTMAX_BACKWARD
@@ -326,9 +350,14 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         while plan.block_rows > LEAST_LANES and (plan.block_rows * row_bytes > STRIP_BYTES
                                                  or task.rows < 2 * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
-    plan.block_rows = min(plan.block_rows, across)
-    plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows
-    plan.blocks = task.rows // across * plan.blocks_across
+    # Weighted sums of lanes have one body for all lengths, reduce_strip's.
+    plan.at_once = plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
+                                          and task.operation != LOGSUMEXP_WEIGHTED)
+    plan.span = span_of(plan)
+    plan.block_rows = across * plan.span if plan.span > 1 else min(plan.block_rows, across)
+    plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
+    plan.blocks_down = (runs + plan.span - 1) // plan.span
+    plan.blocks = task.rows // (across * runs) * plan.blocks_down * plan.blocks_across
     plan.x_direct = is_direct(plan, &task.x)
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
@@ -348,15 +377,12 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
                     and not plan.softmax_rows
                     and (task.operation == LOG_SOFTMAX or task.operation == SOFTMAX))
     plan.stateless = plan.backward or plan.softmax_rows or plan.forward
-    plan.at_once = plan.stateless or plan.regime == FEW
+    plan.at_once = plan.at_once or plan.stateless
     if plan.forward and plan.x_direct and plan.out_direct:
         # All that a thread has: one batch is written while the next is added up.
         plan.block_rows = max(plan.block_rows, (across + plan.threads - 1) // plan.threads)
         plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows
         plan.blocks = task.rows // across * plan.blocks_across
-    # Weighted sums of lanes have one body for all lengths, reduce_strip's.
-    if plan.regime == STRIP:
-        plan.at_once = task.classes <= SHORT_CLASSES and task.operation != LOGSUMEXP_WEIGHTED
     plan.kept = (not plan.at_once and is_softmax(task.operation)
                  and (plan.tiles == 1 or (plan.out_direct and not plan.stream)
                       or (plan.stream and plan.regime == ROWS and not plan.by_tiles
@@ -430,19 +456,20 @@ cdef const void *piece_of(const Plan *plan, const Operand *operand, bint direct,
                           void *piece, Py_ssize_t *step) noexcept nogil:
     """Tile t of the block's rows as a kernel wants it: where it lies, or copied to `piece`."""
     cdef Py_ssize_t classes = tile_length(plan, t)
-    cdef Py_ssize_t along = row_stride(plan, operand)
+    cdef Py_ssize_t along = row_stride(plan, operand), i
     cdef const char *data = row_of(plan.task, operand, block) + t * plan.tile * operand.class_stride
     if direct:
         step[0] = (operand.class_stride if plan.regime == STRIP else along) // plan.size
         return data
-    if plan.regime == STRIP:
-        step[0] = block.rows
-        plan.kernels.load(operand.element, operand.swapped, data, operand.class_stride, along, classes, block.rows,
-                          piece, step[0])
-    else:
-        step[0] = classes
-        plan.kernels.load(operand.element, operand.swapped, data, along, operand.class_stride, block.rows, classes,
-                          piece, step[0])
+    step[0] = block.rows if plan.regime == STRIP else classes
+    for i in range(block.rows // block.run):
+        if plan.regime == STRIP:
+            plan.kernels.load(operand.element, operand.swapped, data, operand.class_stride, along, classes, block.run,
+                              <char *> piece + i * block.run * plan.size, step[0])
+        else:
+            plan.kernels.load(operand.element, operand.swapped, data, along, operand.class_stride, block.run, classes,
+                              <char *> piece + i * block.run * step[0] * plan.size, step[0])
+        data += run_stride(plan.task, operand)
     return piece
 
 
@@ -461,14 +488,16 @@ cdef inline bint has_y(const Task *task) noexcept nogil:
 
 cdef void store_piece(const Plan *plan, const Block *block, Py_ssize_t t, const void *piece) noexcept nogil:
     cdef const Operand *out = &plan.task.out
-    cdef Py_ssize_t classes = tile_length(plan, t)
+    cdef Py_ssize_t classes = tile_length(plan, t), i
     cdef char *data = row_of(plan.task, out, block) + t * plan.tile * out.class_stride
-    if plan.regime == STRIP:
-        plan.kernels.store(out.element, piece, block.rows, classes, block.rows, data, out.class_stride,
-                           row_stride(plan, out))
-    else:
-        plan.kernels.store(out.element, piece, classes, block.rows, classes, data, row_stride(plan, out),
-                           out.class_stride)
+    for i in range(block.rows // block.run):
+        if plan.regime == STRIP:
+            plan.kernels.store(out.element, <const char *> piece + i * block.run * plan.size, block.rows, classes, block.run,
+                               data, out.class_stride, row_stride(plan, out))
+        else:
+            plan.kernels.store(out.element, <const char *> piece + i * block.run * classes * plan.size, classes, block.run,
+                               classes, data, row_stride(plan, out), out.class_stride)
+        data += run_stride(plan.task, out)
 
 
 cdef void *out_of(const Plan *plan, const Block *block, Py_ssize_t t, Py_ssize_t *step) noexcept nogil:
@@ -601,10 +630,16 @@ cdef void all_tiles(Plan *plan, Worker *worker, Py_ssize_t blocks, int phase, bi
 
 cdef void open_block(const Plan *plan, Block *block, Py_ssize_t index) noexcept nogil:
     cdef Task *task = plan.task
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1, down
     block.part = index // task.blocks_per_part
-    block.outer = index // plan.blocks_across
     block.first = index % plan.blocks_across * plan.block_rows
-    block.rows = min(plan.block_rows, task.shape[task.ndim - 1] - block.first)
+    block.outer = index // plan.blocks_across
+    block.rows = min(plan.block_rows, across - block.first)
+    if plan.span > 1:
+        down = block.outer % plan.blocks_down * plan.span
+        block.outer = block.outer // plan.blocks_down * runs + down
+        block.rows = min(plan.span, runs - down) * across
+    block.run = across if plan.span > 1 else block.rows
     block.merged = 0 if plan.tiles == 1 else plan.tiles * block.rows
     if task.open != NULL:
         task.open(task, block)

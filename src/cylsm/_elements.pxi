@@ -47,6 +47,30 @@ cdef inline uint16_t half_of_float(float x) noexcept nogil:
     return <uint16_t> (sign | result)
 
 
+cdef inline bint is_same(const element *one, const real *other) noexcept nogil:
+    return (element is float and real is float) or (element is double and real is double)
+
+
+cdef inline void copy_bytes(char *out, const char *x, Py_ssize_t n) noexcept nogil:
+    """n bytes, a multiple of 4, in parts of a fixed size of which the last overlaps: few lanes are not worth a call of memcpy."""
+    cdef Py_ssize_t i
+    if n >= 64:
+        for i in range(n // 64):
+            memcpy(out + 64 * i, x + 64 * i, 64)
+        memcpy(out + n - 64, x + n - 64, 64)
+    elif n >= 32:
+        memcpy(out, x, 32)
+        memcpy(out + n - 32, x + n - 32, 32)
+    elif n >= 16:
+        memcpy(out, x, 16)
+        memcpy(out + n - 16, x + n - 16, 16)
+    elif n >= 8:
+        memcpy(out, x, 8)
+        memcpy(out + n - 8, x + n - 8, 8)
+    else:
+        memcpy(out, x, 4)
+
+
 cdef inline real real_of(const real *type_only, element v, bint half) noexcept nogil:
     if half:
         return <real> float_of_half(<uint16_t> v)
@@ -60,7 +84,9 @@ cdef inline void load_as(const element *type_only, bint half, bint swapped, cons
     cdef const char *row
     for i in range(outer):
         row = data + i * outer_stride
-        if swapped:
+        if is_same(type_only, out) and not swapped and inner_stride == sizeof(element):
+            copy_bytes(<char *> (out + i * out_step), row, inner * <Py_ssize_t> sizeof(real))
+        elif swapped:
             for j in range(inner):
                 out[i * out_step + j] = real_of(out, element_at(type_only, row + j * inner_stride, True), half)
         elif inner_stride == sizeof(element):
@@ -103,6 +129,9 @@ cdef inline void store_as(bint half, element type_only, const real *x, Py_ssize_
     cdef Py_ssize_t i, j
     cdef element v
     for i in range(outer):
+        if is_same(&v, x) and inner_stride == sizeof(element):
+            copy_bytes(data + i * outer_stride, <const char *> (x + i * x_step), inner * <Py_ssize_t> sizeof(real))
+            continue
         for j in range(inner):
             v = <element> half_of_float(<float> x[i * x_step + j]) if half else <element> x[i * x_step + j]
             memcpy(data + i * outer_stride + j * inner_stride, &v, sizeof(element))

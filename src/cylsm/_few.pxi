@@ -200,6 +200,9 @@ cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real 
     cdef const real *factor_here = factor
     cylsm_require(classes <= SHORT_CLASSES)
     while r < rows:
+        if r + GROUP > rows >= GROUP and out != x and out != y:
+            # What has not been overwritten may be computed twice.
+            r = rows - GROUP
         n = min(rows - r, <Py_ssize_t> GROUP)
         x_here, y_here, out_here = x + r, y + r, out + r
         x_here_step, y_here_step, out_here_step = x_step, y_step, out_step

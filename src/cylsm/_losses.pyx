@@ -34,7 +34,7 @@ from cylsm._arrays cimport (
     result_dtype,
     same_memory,
 )
-from cylsm._driver cimport MOST_PARTS, Block, Operand, Task, kernels, row_of, run, share
+from cylsm._driver cimport MOST_PARTS, Block, Operand, Task, kernels, row_of, run, run_stride, share
 from cylsm._kernels cimport (
     FLOAT16,
     INT8,
@@ -198,7 +198,7 @@ cdef inline void piece(const Task *task, Py_ssize_t rows, Py_ssize_t index, Bloc
     cdef Py_ssize_t per_run = (across + rows - 1) // rows
     block.outer = index // per_run
     block.first = index % per_run * rows
-    block.rows = min(across - block.first, rows)
+    block.rows = block.run = min(across - block.first, rows)
 
 
 cdef void check_job(void *context, int thread, Py_ssize_t part) noexcept nogil:
@@ -271,6 +271,23 @@ cdef void read_factors(Task *task, Block *block, real *factor) noexcept nogil:
             factor[r] = <real> (factor[r] * loss.scale)
 
 
+cdef inline void pick_run(const Task *task, const char *logits, Py_ssize_t rows, bint all_count, const int64_t *labels,
+                          real *picked) noexcept nogil:
+    """The targets' logits; of an ignored row that of class 0."""
+    cdef Py_ssize_t stride = task.x.row_strides[task.ndim - 1], class_stride = task.x.class_stride, r
+    if task.x.native and all_count:
+        for r in range(rows):
+            picked[r] = (<const real *> (logits + r * stride + labels[r] * class_stride))[0]
+    elif task.x.native:
+        for r in range(rows):
+            picked[r] = (<const real *> (logits + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0]
+    else:
+        for r in range(rows):
+            kernels(task.wide).load(task.x.element, task.x.swapped,
+                                    logits + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride, 0, 0, 1, 1,
+                                    picked + r, 0)
+
+
 cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
     """Labels, weights and logits of the targets, and the gradient's factors. A block with rows that are ignored is marked."""
     cdef Loss *loss = <Loss *> task.context
@@ -278,7 +295,7 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
     cdef real *picked = picked_of(block, factor)
     cdef real *weights = weights_of(block, factor)
     cdef const char *logits = row_of(task, &task.x, block)
-    cdef Py_ssize_t stride = task.x.row_strides[task.ndim - 1], class_stride = task.x.class_stride, r
+    cdef Py_ssize_t r
     cdef bint ignores = loss.ignores, all_count
     cdef int64_t ignore_index = loss.ignore_index, classes = task.classes
     read_labels(loss, row_of(task, &loss.target, block), loss.target.row_strides[task.ndim - 1], block.rows,
@@ -295,17 +312,9 @@ cdef inline void pick(Task *task, Block *block, real *factor) noexcept nogil:
         for r in range(block.rows):
             if labels[r] != IGNORED:
                 weights[r] = <real> weight_at(loss, labels[r])
-    if task.x.native and all_count:
-        for r in range(block.rows):
-            picked[r] = (<const real *> (logits + r * stride + labels[r] * class_stride))[0]
-    elif task.x.native:
-        for r in range(block.rows):
-            picked[r] = (<const real *> (logits + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0]
-    else:
-        for r in range(block.rows):
-            kernels(task.wide).load(task.x.element, task.x.swapped,
-                                    logits + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride, 0, 0, 1, 1,
-                                    picked + r, 0)
+    for r in range(block.rows // block.run):
+        pick_run(task, logits, block.run, all_count, labels + r * block.run, picked + r * block.run)
+        logits += run_stride(task, &task.x)
     if task.has_factor:
         read_factors(task, block, factor)
         if task.operation == SOFTMAX_GRADIENT:
@@ -427,34 +436,42 @@ cdef void fill_row(Task *task, char *p, Py_ssize_t classes, real value) noexcept
         put_one(task, p + c * task.out.class_stride, value)
 
 
-cdef inline void put_targets(Task *task, Block *block, const real *picked, const real *factor) noexcept nogil:
+cdef inline void put_run(Task *task, char *out, Py_ssize_t rows, bint marked, const int64_t *labels, const real *picked,
+                         const real *top, const real *others, const real *scale, const real *factor) noexcept nogil:
     """The targets' own gradients: factor * (p - 1), as minus the others' where p is the largest."""
-    cdef const real *top = <const real *> block.state.top + block.merged
-    cdef const real *others = <const real *> block.state.others + block.merged
-    cdef const real *scale = <const real *> block.state.scale + block.merged
-    cdef const int64_t *labels = labels_of(block)
-    cdef char *out = row_of(task, &task.out, block)
     cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
     cdef real there[MOST_ROWS]
     cdef real of_largest, of_another
     if task.out.native:
         # The choice in a loop of its own, which is vectorised: a branch would be mispredicted where classes are few. Of an
         # ignored row class 0 is written here.
-        for r in range(block.rows):
+        for r in range(rows):
             there[r] = (<real *> (out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0]
-        for r in range(block.rows):
+        for r in range(rows):
             of_largest, of_another = -others[r], there[r] - factor[r]
             there[r] = of_largest if picked[r] == top[r] else of_another
-        for r in range(block.rows):
+        for r in range(rows):
             (<real *> (out + r * stride + (labels[r] if labels[r] > 0 else 0) * class_stride))[0] = there[r]
     else:
-        for r in range(block.rows):
+        for r in range(rows):
             if labels[r] != IGNORED:
                 put_target(task, out + r * stride + labels[r] * class_stride, picked[r], top[r], others[r], scale[r],
                            factor[r])
-    for r in range(block.rows if block.marked else 0):
+    for r in range(rows if marked else 0):
         if labels[r] == IGNORED:
             fill_row(task, out + r * stride, task.classes, <real> 0)
+
+
+cdef inline void put_targets(Task *task, Block *block, const real *picked, const real *factor) noexcept nogil:
+    cdef const real *top = <const real *> block.state.top + block.merged
+    cdef const real *others = <const real *> block.state.others + block.merged
+    cdef const real *scale = <const real *> block.state.scale + block.merged
+    cdef char *out = row_of(task, &task.out, block)
+    cdef Py_ssize_t i, r
+    for i in range(block.rows // block.run):
+        r = i * block.run
+        put_run(task, out, block.run, block.marked, labels_of(block) + r, picked + r, top + r, others + r, scale + r, factor + r)
+        out += run_stride(task, &task.out)
 
 
 cdef inline void close_picked(Task *task, Block *block, real *factor) noexcept nogil:
@@ -512,7 +529,8 @@ cdef inline void close_costs(Task *task, Block *block, real *losses) noexcept no
         out = row_of(task, &task.out, block)
         for r in range(block.rows):
             if labels_of(block)[r] == IGNORED:
-                fill_row(task, out + r * task.out.row_strides[task.ndim - 1], task.classes, <real> 0)
+                fill_row(task, out + r // block.run * run_stride(task, &task.out)
+                         + r % block.run * task.out.row_strides[task.ndim - 1], task.classes, <real> 0)
     keep_losses(task, block, losses)
 
 
