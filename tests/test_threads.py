@@ -38,6 +38,8 @@ SHAPES = (
 # Classes of rows that are moved about in a batch, around what sets few classes, blocks and tiles apart
 PLACED = (1, 2, 3, 4, 5, 8, 10, 16, 17, 24, 25, 33, 63, 64, 80, 100, 126, 129, 143, 1000, 4096, 4099, 9001)
 
+SHAPED_LIKE_INPUT = ("log_softmax", "softmax", *accuracy.BACKWARD)
+
 each_function = pytest.mark.parametrize("function", accuracy.FUNCTIONS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 on_each_isa = pytest.mark.usefixtures("isa")
@@ -151,6 +153,39 @@ def test_place_along_another_axis_changes_no_bit(function, classes, dtype, seed)
         for part in parts:
             some = {n: value[..., part] if isinstance(value, np.ndarray) else value for n, value in arguments.items()}
             accuracy.assert_same_bits(getattr(cylsm, function)(**some), tuple(result[..., part] for result in whole))
+
+
+@on_each_isa
+@each_function
+@each_dtype
+@pytest.mark.parametrize("classes", [2, 3, 5, 10, 15])
+def test_length_of_runs_changes_no_bit(function, classes, dtype, seed):
+    """Few classes along a middle axis, however many of their lanes lie side by side, in arrays that are whole or not."""
+
+    def along_the_middle(value, outer, inner, beside):
+        if not isinstance(value, np.ndarray):
+            return value
+        lanes = value[: outer * inner].reshape(outer, inner, *value.shape[1:])
+        lanes = np.moveaxis(lanes, 1, -1)
+        room = np.zeros((*lanes.shape[:-1], inner + beside), value.dtype)
+        room[..., :inner] = lanes
+        return room[..., :inner]
+
+    made = among_special_rows(large(function, (1300, classes), 1, dtype, seed))
+    for arguments in forms(made, function, seed):
+        if "b" in arguments:  # weighted sums have a body of their own for lanes
+            continue
+        whole = getattr(cylsm, function)(**arguments)
+        whole = whole if isinstance(whole, tuple) else (whole,)
+        for inner, beside in ((1, 0), (2, 1), (3, 0), (7, 0), (16, 0), (25, 3), (49, 0), (63, 1), (64, 0), (81, 0), (130, 1)):
+            outer = 1300 // inner
+            some = {name: along_the_middle(value, outer, inner, beside) for name, value in arguments.items()}
+            expected = tuple(along_the_middle(result, outer, inner, 0) for result in whole)
+            accuracy.assert_same_bits(getattr(cylsm, function)(**some), expected)
+            if function in SHAPED_LIKE_INPUT:
+                for name in [name for name, value in some.items() if np.shape(value) == expected[-1].shape]:
+                    inside = some | {name: some[name].copy()}
+                    accuracy.assert_same_bits(getattr(cylsm, function)(**inside, out=inside[name]), expected)
 
 
 @on_each_isa

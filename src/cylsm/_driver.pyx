@@ -69,7 +69,10 @@ cdef enum:
     # number leaves over, where a thread's share is so many elements: softmax of 9 x 100000 float64 takes 200 us so and 218 not.
     FEW_ROUNDS = 4
     SHARED_WORK = 24576
-    SPANNED_ROWS = 512              # lanes of few classes that are copied side by side
+    # Few classes of so many lanes and more, of a gradient GROUP, are computed where they lie. Of shorter runs so many lanes are
+    # copied side by side: log_softmax of 128 x 10 x 9 x 9 float32 takes 23 us so, otherwise 27, and with 512 lanes 24.
+    SPANNED_RUN = 96
+    SPANNED_ROWS = 256
     LINE = 16                       # elements in 64 bytes, at most
     MOST_TILE = 8388608             # elements: ties are counted in float
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
@@ -78,7 +81,8 @@ cdef enum:
     MOST_LANES = 512
     # Of a backward operation's few classes: all but the last lanes of a block are asked for before they are read.
     GRADIENT_LANES = 2048
-    LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes
+    LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes,
+    LEAST_SHORT_STRIDE = 3          # or few classes where rows lie side by side: softmax of 128 x 10 x 8 takes 7 us so, and 9
     LEAST_LANES = 64
     # Longest row that is expected to wait in L2 from its reduction to its writing.
     KEPT_BYTES = 524288
@@ -248,9 +252,13 @@ cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
 
 
 cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
-    """By the row's length and class stride alone. A small stride is gathered: its lines are shared by the row's own."""
+    """By the row's length and class stride alone. A small stride is gathered: its lines are shared by the row's own. Of few
+    classes few_rows and few_strip make the same bits, so that lanes that lie side by side may be taken as they are."""
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
-    if stride >= LEAST_STRIDE * task.x.item_bytes and task.classes > 1:
+    cdef bint beside = task.x.row_strides[task.ndim - 1] == task.x.item_bytes
+    if task.classes > 1 and (stride >= LEAST_STRIDE * task.x.item_bytes
+                             or (beside and stride >= LEAST_SHORT_STRIDE * task.x.item_bytes
+                                 and task.classes < SHORTEST_ROW and task.operation != LOGSUMEXP_WEIGHTED)):
         return STRIP
     return FEW if task.classes * size <= kernels(task.wide).few_bytes else ROWS
 
@@ -272,18 +280,16 @@ cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexc
     return max(least, min(value, most))
 
 
-cdef Py_ssize_t span_of(const Plan *plan) noexcept nogil:
+cdef Py_ssize_t span_of(const Plan *plan, bint backward) noexcept nogil:
     """How many runs of the last row axis a block takes. Few classes are computed a group of rows at a time, whether they are
-    there or not: gradients of 128 x 10 x 4 x 4 along the second axis take 15 us with a block for each run."""
+    there or not: gradients of 128 x 10 x 4 x 4 along the second axis take 15 us with a block for each run, and 7 so."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t across = task.shape[task.ndim - 1]
-    if task.ndim == 1 or across >= GROUP or not task.runs_join:
+    if task.ndim == 1 or not task.runs_join or not plan.at_once:
         return 1
-    if plan.regime == STRIP and plan.at_once:
-        return clamp(SPANNED_ROWS // across, 1, task.shape[task.ndim - 2])
-    if plan.regime == FEW:
-        return clamp(plan.block_rows // across, 1, task.shape[task.ndim - 2])
-    return 1
+    if across == GROUP or across >= (GROUP if backward else SPANNED_RUN):
+        return 1
+    return clamp((SPANNED_ROWS if plan.regime == STRIP else plan.block_rows) // across, 1, task.shape[task.ndim - 2])
 
 
 cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
@@ -353,7 +359,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     # Weighted sums of lanes have one body for all lengths, reduce_strip's.
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
                                           and task.operation != LOGSUMEXP_WEIGHTED)
-    plan.span = span_of(plan)
+    plan.span = span_of(plan, backward)
     plan.block_rows = across * plan.span if plan.span > 1 else min(plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
     plan.blocks_down = (runs + plan.span - 1) // plan.span
@@ -550,6 +556,10 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
     cdef Py_ssize_t first = t * block.rows if is_softmax(task.operation) else block.merged
     if plan.kept:
         x = exps_of(plan, worker, block, t, &x_step)
+    elif plan.tiles == 1 and not plan.x_direct:
+        # As it was loaded to be reduced.
+        x = worker.x_piece
+        x_step = block.rows if plan.regime == STRIP else task.classes
     else:
         x = piece_of(plan, &task.x, plan.x_direct, block, t, worker.x_piece, &x_step)
     y = y_of(plan, worker, block, t, &y_step) if has_y(task) else x
