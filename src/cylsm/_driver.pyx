@@ -26,6 +26,7 @@ from cylsm._kernels cimport (
     LOGSUMEXP_WEIGHTED,
     MIXTURE,
     MIXTURE_COST,
+    NEAR_CLASSES,
     NOTHING,
     SCRATCH,
     SHORT_CLASSES,
@@ -84,6 +85,11 @@ cdef enum:
     LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes,
     LEAST_SHORT_STRIDE = 3          # or few classes where rows lie side by side: softmax of 128 x 10 x 8 takes 7 us so, and 9
     LEAST_LANES = 64
+    # More than NEAR_CLASSES so many bytes apart are not taken a few lanes at a time, which asks memory for little ahead and does
+    # not stream: softmax of 64 x 12 x 128 x 128 float32 takes 2.8 ms so, and otherwise 4.3. Nor are those whole pages apart,
+    # whose lines share a set of the first cache: gradients of 16 x 12 x 64 x 64 106 us, and otherwise 155.
+    LONG_LANES_BYTES = 8192
+    PAGE_BYTES = 4096
     # Longest row that is expected to wait in L2 from its reduction to its writing.
     KEPT_BYTES = 524288
     # Rows of arrays that the last-level cache cannot hold together are streamed around it from here on. On AVX-512 and two
@@ -280,6 +286,13 @@ cdef Py_ssize_t clamp(Py_ssize_t value, Py_ssize_t least, Py_ssize_t most) noexc
     return max(least, min(value, most))
 
 
+cdef bint takes_few_lanes(const Task *task) noexcept nogil:
+    """Whether few_strip takes the row. Weighted sums of lanes have one body for all lengths, reduce_strip's."""
+    cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
+    cdef bint far_apart = stride >= LONG_LANES_BYTES or stride % PAGE_BYTES == 0
+    return (task.classes <= (NEAR_CLASSES if far_apart else SHORT_CLASSES)) and task.operation != LOGSUMEXP_WEIGHTED
+
+
 cdef Py_ssize_t span_of(const Plan *plan, bint backward) noexcept nogil:
     """How many runs of the last row axis a block takes. Few classes are computed a group of rows at a time, whether they are
     there or not: gradients of 128 x 10 x 4 x 4 along the second axis take 15 us with a block for each run, and 7 so."""
@@ -356,9 +369,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         while plan.block_rows > LEAST_LANES and (plan.block_rows * row_bytes > STRIP_BYTES
                                                  or task.rows < 2 * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
-    # Weighted sums of lanes have one body for all lengths, reduce_strip's.
-    plan.at_once = plan.regime == FEW or (plan.regime == STRIP and task.classes <= SHORT_CLASSES
-                                          and task.operation != LOGSUMEXP_WEIGHTED)
+    plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.span = span_of(plan, backward)
     plan.block_rows = across * plan.span if plan.span > 1 else min(plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows

@@ -49,6 +49,7 @@ from cylsm._kernels cimport (
     LONGEST_SOFTMAX,
     MIXTURE,
     MIXTURE_COST,
+    NEAR_CLASSES,
     NOTHING,
     SCRATCH,
     SHORT_CLASSES,
@@ -112,9 +113,6 @@ cdef enum:
     # 6.0 us so, and takes 5.4.
     SHORTEST_ALIGNED = 128
     ONE_BY_ONE = 64           # up to so many classes of a lane are added one by one
-    # Up to here all exps count from the top, with what that loses: logsumexp of 4 float32 classes takes 1.73 ns an element
-    # so, and 1.75 with a reference, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
-    NEAR_CLASSES = 8
     REGISTER_CLASSES = 4      # up to here all of a lane's classes stay in registers
     AT_ONCE = 4 * GROUP       # lanes of so few classes that are taken at a time; of more, up to NEAR_CLASSES, half as many
     STRIP = 512               # lanes that a strip kernel takes at a time: 2 KB of float from each class
