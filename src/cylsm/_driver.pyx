@@ -38,7 +38,6 @@ from cylsm._kernels cimport (
     TILE_BELOW,
     TILE_BYTES,
     KernelTable,
-    few_kernel,
 )
 from cylsm._threads cimport threads_for
 
@@ -97,7 +96,10 @@ cdef enum:
     # 33000 x 257 1.19 and 1.17, of 70000 x 128 1.61 and 1.50. Gradients, whose sums take little beside memory, from the shortest
     # row on: log_softmax_backward of 100000 x 64 1.03 and 1.30.
     STREAM_ROW_BYTES = 1024
-    STREAM_RUN_BYTES = 512          # the same of lanes
+    STREAM_RUN_BYTES = 512          # the same of lanes,
+    # if a lane has more than so many bytes; only those are asked for ahead, too. Fewer arrays at a time the processor foresees
+    # itself: log_softmax of 16 x 2 x 512 x 512 float32 takes 1.9 ms, and would take 3.0; of 64 x 8 x 128 x 128 2.2, and not 3.3.
+    FEWEST_FAR_BYTES = 16
     # Rows of so many classes go to forward_rows. It takes on two threads, and blocks of rows: softmax of 2048 x 257 float32
     # 58 us and 66, of 500 x 250 13.1 and 15.1; of 1000 x 130 float64 43.7 and 42.0, log_softmax of 4096 x 144 float32 83 and 80.
     FORWARD_CLASSES = 192
@@ -305,7 +307,7 @@ cdef Py_ssize_t span_of(const Plan *plan, bint backward) noexcept nogil:
     return clamp((SPANNED_ROWS if plan.regime == STRIP else plan.block_rows) // across, 1, task.shape[task.ndim - 2])
 
 
-cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
+cdef bint streams(const Plan *plan, Py_ssize_t row_bytes, bint backward) noexcept nogil:
     """Whether out is worth streaming where the caches cannot hold it. Never the gradient by labels, of which single elements
     are written again."""
     cdef int operation = plan.task.operation
@@ -313,6 +315,8 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
         return False
     if plan.backward and plan.kernels.streams_more:
         return True
+    if plan.regime == STRIP and plan.task.classes <= NEAR_CLASSES and (row_bytes <= FEWEST_FAR_BYTES or backward):
+        return False
     if plan.regime == STRIP:
         return plan.block_rows * plan.size >= STREAM_RUN_BYTES
     return (plan.regime == ROWS or plan.backward) and row_bytes >= STREAM_ROW_BYTES
@@ -386,7 +390,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.far = moved >= last_level_cache_bytes // 2
     plan.beyond = moved >= last_level_cache_bytes
     share_tiles(plan, row_work)
-    plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes)
+    plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes, backward)
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
@@ -597,7 +601,6 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)
     cdef const void *y = y_of(plan, worker, block, 0, &y_step) if has_y(task) else x
     cdef void *out = NULL
-    cdef few_kernel kernel = plan.kernels.few_strip if plan.regime == STRIP else plan.kernels.few_rows
     if plan.out_direct:
         out = out_of(plan, block, 0, &out_step)
     elif task.out.data != NULL:
@@ -611,9 +614,13 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     elif plan.backward:
         plan.kernels.backward_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, out, out_step, plan.far,
                                    plan.stream)
+    elif plan.regime == STRIP:
+        plan.kernels.few_strip(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
+                               block.factor if task.has_factor else NULL, out, out_step, worker.transposed,
+                               plan.far and task.classes * plan.size > FEWEST_FAR_BYTES, plan.stream)
     else:
-        kernel(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
-               block.factor if task.has_factor else NULL, out, out_step, worker.transposed)
+        plan.kernels.few_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
+                              block.factor if task.has_factor else NULL, out, out_step, worker.transposed)
     if task.out.data != NULL and not plan.out_direct:
         store_piece(plan, block, 0, out)
 

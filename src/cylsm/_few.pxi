@@ -53,12 +53,32 @@ cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width,
         carry[j] = lost if backward else lost * exp_unit(x)
 
 
+cdef void write_far(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const real *top,
+                    const real *log_sum, const real *exps, const real *scale, const real *again, real *out,
+                    Py_ssize_t out_step, const Soon *soon, bint stream) noexcept nogil:
+    """How at_once writes what no cache holds. Not inline, for the registers."""
+    cdef Py_ssize_t c, j
+    cdef real line[AT_ONCE]
+    for c in range(classes):
+        ask_meanwhile(soon, c, 1, width * <Py_ssize_t> sizeof(real))
+        if operation == LOG_SOFTMAX:
+            for j in range(width):
+                line[j] = (x[c * x_step + j] - top[j]) - log_sum[j]
+        else:
+            for j in range(width):
+                line[j] = exps[c * width + j] * scale[j] * again[j]
+        if stream:
+            store_around(line, width, out + c * out_step)
+        else:
+            memcpy(out + c * out_step, line, width * sizeof(real))
+
+
 cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step,
                          const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                         const real *factor, real *out, Py_ssize_t out_step, bint more) noexcept nogil:
+                         const real *factor, real *out, Py_ssize_t out_step, const Soon *soon, bint stream) noexcept nogil:
     """Reduces, finishes and writes groups of lanes with up to NEAR_CLASSES classes, by way of local arrays alone. Each loop
     is so short that a processor sees the next few vectors: with all of it in one loop, log_softmax of 2 classes takes 17 %
-    longer. `more`: other lanes of this thread's follow."""
+    longer. Where there is a `soon`, the lanes that follow are asked for meanwhile."""
     cdef Py_ssize_t c, g, at, j, width = groups * GROUP
     cdef bint softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT, backward = is_backward(operation), small
     cdef int summed = operation if backward else LOGSUMEXP
@@ -74,7 +94,7 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
     cdef real shift[AT_ONCE]
     cdef real least[AT_ONCE]
     cdef real line[AT_ONCE]
-    cdef real exps[REGISTER_CLASSES * AT_ONCE]
+    cdef real exps[NEAR_CLASSES * AT_ONCE]
     if classes == 2:
         sums_at_once(summed, softmax, 2, width, x, x_step, top, ties, total, carry, exps)
     elif classes == 3:
@@ -118,6 +138,9 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
         small = -bound < scale[j] < bound
         again[j] = exp_unit(x) if small else <real> 1.0
         scale[j] = scale[j] if small else scale[j] * exp_unit(x)
+    if (stream or soon != NULL) and not backward and operation != LOGSUMEXP:
+        write_far(operation, width, x, x_step, classes, top, log_sum, exps, scale, again, out, out_step, soon, stream)
+        return
     # An output may be an input, which the compiler cannot know: it is computed apart.
     for c in range(0 if operation == LOGSUMEXP or backward else classes):
         for j in range(width):
@@ -132,7 +155,7 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
     for c in range(classes if backward else 0):
         for g in range(groups):
             at = g * GROUP
-            if more:
+            if soon != NULL:
                 ask_for(x + c * x_step + width + at, GROUP)
                 ask_for(y + c * y_step + width + at, GROUP)
                 ask_for(out + c * out_step + width + at, GROUP)
@@ -145,17 +168,17 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
 
 cdef void lanes_at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                         Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
-                        Py_ssize_t out_step, bint more) noexcept nogil:
+                        Py_ssize_t out_step, const Soon *soon, bint stream) noexcept nogil:
     if operation == LOGSUMEXP:
-        at_once(LOGSUMEXP, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+        at_once(LOGSUMEXP, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
     elif operation == LOG_SOFTMAX:
-        at_once(LOG_SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+        at_once(LOG_SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        at_once(LOG_SOFTMAX_BACKWARD, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+        at_once(LOG_SOFTMAX_BACKWARD, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
     elif operation == SOFTMAX:
-        at_once(SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+        at_once(SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
     else:
-        at_once(SOFTMAX_GRADIENT, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, more)
+        at_once(SOFTMAX_GRADIENT, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
 
 
 cdef inline bint fits_at_once(int operation, Py_ssize_t classes) noexcept nogil:
@@ -173,7 +196,7 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
     if width == GROUP and fits_at_once(operation, classes):
         ask_meanwhile(in_reduce, 0, classes, width * <Py_ssize_t> sizeof(real))
         ask_meanwhile(in_apply, 0, classes, width * <Py_ssize_t> sizeof(real))
-        lanes_at_once(operation, 1, x, x_step, y, y_step, classes, state, first, factor, out, out_step, False)
+        lanes_at_once(operation, 1, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL, False)
         return
     reduce_width(LOGSUMEXP if mixture else operation, width, x, x_step, y, y_step, classes, state, first, out, out_step,
                  in_reduce)
@@ -188,17 +211,20 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
 
 cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                     Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
-                    real *scratch) noexcept nogil:
+                    real *scratch, bint far, bint stream) noexcept nogil:
     """Lanes of up to SHORT_CLASSES classes. The last few are copied to where a whole group can be read and written."""
     cdef Py_ssize_t c, n, r = 0, groups, x_here_step, y_here_step, out_here_step
-    cdef Py_ssize_t most_groups = (AT_ONCE if classes <= REGISTER_CLASSES else AT_ONCE // 2) // GROUP
+    cdef Py_ssize_t most_groups = (AT_ONCE if real is float or classes <= REGISTER_CLASSES else AT_ONCE // 2) // GROUP
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
     cdef const real *x_here
     cdef const real *y_here
     cdef real *out_here
     cdef const real *factor_here = factor
+    cdef Soon soon
     cylsm_require(classes <= SHORT_CLASSES)
+    soon.one_step = x_step * sizeof(real)
+    soon.other_step = out_step * sizeof(real)
     while r < rows:
         if r + GROUP > rows >= GROUP and out != x and out != y:
             # What has not been overwritten may be computed twice.
@@ -210,8 +236,10 @@ cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real 
             factor_here = factor + r
         if n == GROUP and fits_at_once(operation, classes):
             groups = min((rows - r) // GROUP, most_groups)
-            lanes_at_once(operation, groups, x_here, x_step, y_here, y_step, classes, state, r, factor_here, out_here,
-                          out_step, r + groups * GROUP < rows)
+            soon.one = x_here + groups * GROUP
+            soon.other = out_here + groups * GROUP if not stream else NULL
+            lanes_at_once(operation, groups, x_here, x_step, y_here, y_step, classes, state, r, factor_here, out_here, out_step,
+                          &soon if (far or is_backward(operation)) and r + groups * GROUP < rows else NULL, stream)
             r += groups * GROUP
             continue
         if n < GROUP:

@@ -99,10 +99,15 @@ ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                               Py_ssize_t first, const void *factor, void *out, Py_ssize_t out_step, bint ask,
                               bint stream) noexcept nogil
-# reduce, finish and apply of short rows or lanes; `scratch` holds 3 * SCRATCH reals. out may be NULL.
+# reduce, finish and apply of short rows; `scratch` holds 3 * SCRATCH reals. out may be NULL.
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
+# The same of lanes. `far`: the arrays take half of the last-level cache, or more; up to NEAR_CLASSES are then asked for
+# ahead, and where `stream` written around the caches.
+ctypedef void (*few_strip_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
+                                  Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
+                                  void *out, Py_ssize_t out_step, void *scratch, bint far, bint stream) noexcept nogil
 # The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y, but where
 # it is streamed around the caches. `far`: the arrays take half of the last-level cache, or more.
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
@@ -139,7 +144,7 @@ cdef struct Kernels:
     apply_kernel apply_rows
     apply_kernel apply_strip
     few_kernel few_rows
-    few_kernel few_strip
+    few_strip_kernel few_strip
     backward_kernel backward_rows
     forward_kernel forward_rows  # or NULL, as the next: the others take less
     softmax_kernel softmax_rows

@@ -70,6 +70,7 @@ from cylsm._kernels cimport (
     backward_kernel,
     exp_kernel,
     few_kernel,
+    few_strip_kernel,
     finish_kernel,
     forward_kernel,
     load_kernel,
@@ -261,7 +262,7 @@ table.of_float.finish = <finish_kernel> &finish[float]
 table.of_float.spread = <spread_kernel> &spread[float]
 table.of_float.apply_rows = <apply_kernel> &apply_rows[float]
 table.of_float.apply_strip = <apply_kernel> &apply_strip[float]
-table.of_float.few_strip = <few_kernel> &few_strip[float]
+table.of_float.few_strip = <few_strip_kernel> &few_strip[float]
 table.of_float.few_rows = <few_kernel> &few_rows[float]
 table.of_float.backward_rows = <backward_kernel> &backward_rows[float]
 table.of_float.load = <load_kernel> &load[float]
@@ -277,7 +278,7 @@ table.of_double.finish = <finish_kernel> &finish[double]
 table.of_double.spread = <spread_kernel> &spread[double]
 table.of_double.apply_rows = <apply_kernel> &apply_rows[double]
 table.of_double.apply_strip = <apply_kernel> &apply_strip[double]
-table.of_double.few_strip = <few_kernel> &few_strip[double]
+table.of_double.few_strip = <few_strip_kernel> &few_strip[double]
 table.of_double.few_rows = <few_kernel> &few_rows[double]
 table.of_double.backward_rows = <backward_kernel> &backward_rows[double]
 table.of_double.load = <load_kernel> &load[double]

@@ -482,8 +482,8 @@ cdef inline bint read_state(int operation, Py_ssize_t width, Py_ssize_t n, const
     return small
 
 
-cdef inline void store_around(const real *line, Py_ssize_t n, real *out) noexcept nogil:
-    """Whole lines go around the caches."""
+cdef void store_around(const real *line, Py_ssize_t n, real *out) noexcept nogil:
+    """Whole lines go around the caches. Not inline, as ask_runs."""
     cdef Py_ssize_t head = min(n, -(<Py_ssize_t> out // <Py_ssize_t> sizeof(real)) & (line_of(out) - 1))
     cdef Py_ssize_t whole = (n - head) // line_of(out) * line_of(out)
     memcpy(out, line, head * sizeof(real))
