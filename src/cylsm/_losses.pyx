@@ -271,9 +271,9 @@ cdef void read_factors(Task *task, Block *block, real *factor) noexcept nogil:
             factor[r] = <real> (factor[r] * loss.scale)
 
 
-cdef inline void pick_run(const Task *task, const char *logits, Py_ssize_t rows, bint all_count, const int64_t *labels,
+cdef void pick_run(const Task *task, const char *logits, Py_ssize_t rows, bint all_count, const int64_t *labels,
                           real *picked) noexcept nogil:
-    """The targets' logits; of an ignored row that of class 0."""
+    """The targets' logits; of an ignored row that of class 0. Not inline, as put_run, for the registers."""
     cdef Py_ssize_t stride = task.x.row_strides[task.ndim - 1], class_stride = task.x.class_stride, r
     if task.x.native and all_count:
         for r in range(rows):
@@ -436,7 +436,7 @@ cdef void fill_row(Task *task, char *p, Py_ssize_t classes, real value) noexcept
         put_one(task, p + c * task.out.class_stride, value)
 
 
-cdef inline void put_run(Task *task, char *out, Py_ssize_t rows, bint marked, const int64_t *labels, const real *picked,
+cdef void put_run(Task *task, char *out, Py_ssize_t rows, bint marked, const int64_t *labels, const real *picked,
                          const real *top, const real *others, const real *scale, const real *factor) noexcept nogil:
     """The targets' own gradients: factor * (p - 1), as minus the others' where p is the largest."""
     cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
