@@ -758,7 +758,9 @@ cdef int run(Task *task) except -1:
         for i in range(workers):
             scratch += lay_out(&plan, scratch, &plan.workers[i])
         if plan.by_tiles:
-            share(&part_job, &plan, plan.whole, plan.threads)
+            # So few that a share has one block.
+            if plan.whole > 0:
+                share(&part_job, &plan, plan.whole, plan.threads)
             for index in range((plan.blocks - plan.whole) // plan.together):
                 compute_blocks(&plan, plan.workers, plan.whole + index * plan.together, plan.together, True)
         else:
