@@ -160,7 +160,7 @@ def test_place_along_another_axis_changes_no_bit(function, classes, dtype, seed)
 @each_dtype
 @pytest.mark.parametrize("classes", [2, 3, 5, 10, 15])
 def test_length_of_runs_changes_no_bit(function, classes, dtype, seed):
-    """Few classes along a middle axis, however many of their lanes lie side by side, in arrays that are whole or not."""
+    """Few classes along a middle axis, however many lanes lie side by side, in arrays that are whole or not."""
 
     def along_the_middle(value, outer, inner, beside):
         if not isinstance(value, np.ndarray):
@@ -177,7 +177,19 @@ def test_length_of_runs_changes_no_bit(function, classes, dtype, seed):
             continue
         whole = getattr(cylsm, function)(**arguments)
         whole = whole if isinstance(whole, tuple) else (whole,)
-        for inner, beside in ((1, 0), (2, 1), (3, 0), (7, 0), (16, 0), (25, 3), (49, 0), (63, 1), (64, 0), (81, 0), (130, 1)):
+        for inner, beside in (
+            (1, 0),
+            (2, 1),
+            (3, 0),
+            (7, 0),
+            (16, 0),
+            (25, 3),
+            (49, 0),
+            (63, 1),
+            (64, 0),
+            (81, 0),
+            (130, 1),
+        ):
             outer = 1300 // inner
             some = {name: along_the_middle(value, outer, inner, beside) for name, value in arguments.items()}
             expected = tuple(along_the_middle(result, outer, inner, 0) for result in whole)

@@ -19,9 +19,9 @@ cdef struct Operand:
 cdef struct Block:
     Py_ssize_t part         # the share it belongs to
     Py_ssize_t outer        # index into the row axes but the last, flattened
-    Py_ssize_t first        # along the last row axis: the rows are first .. first + rows
+    Py_ssize_t first        # along the last row axis: the rows are first .. first + run
     Py_ssize_t rows
-    Py_ssize_t run          # so many of them lie along that axis; the next as many are of the next `outer`
+    Py_ssize_t run          # so many of them lie along that axis; the next as many are of the next `outer`, to the end of rows
     Py_ssize_t merged       # entry of the state that holds the result of the first row
     RowState state
     void *factor            # the operation's factor, one real a row, which `open` sets; read where task.has_factor
@@ -56,6 +56,7 @@ cdef struct Task:
 
 cdef const Kernels *kernels(bint wide) noexcept nogil
 cdef char *row_of(const Task *task, const Operand *operand, const Block *block) noexcept nogil
+# Bytes from a row to that of the next run.
 cdef Py_ssize_t run_stride(const Task *task, const Operand *operand) noexcept nogil
 cdef int run(Task *task) except -1
 

@@ -65,12 +65,13 @@ cdef enum:
     # together. Softmax of 3 x 100000 float32 takes 41 us so, and 48 with a short last tile. Of more tiles the rounding
     # would leave nothing to the last one.
     MOST_EQUAL_TILES = 64
-    # Threads that have fewer rows of tiles each share all of them, if not a whole number each; with more rows, those that a whole
-    # number leaves over, where a thread's share is so many elements: softmax of 9 x 100000 float64 takes 200 us so and 218 not.
+    # Rows of tiles that threads cannot share evenly: fewer than FEW_ROUNDS a thread are shared tile by tile, of more those that
+    # are left over, where a thread's part of these is SHARED_WORK elements. Softmax of 9 x 100000 float64 takes 200 us so, and 218.
     FEW_ROUNDS = 4
     SHARED_WORK = 24576
-    # Few classes of so many lanes and more, of a gradient GROUP, are computed where they lie. Of shorter runs so many lanes are
-    # copied side by side: log_softmax of 128 x 10 x 9 x 9 float32 takes 23 us so, otherwise 27, and with 512 lanes 24.
+    # Few classes in runs of so many lanes and more are computed where they lie, and in runs of GROUP, a gradient's from there on.
+    # Of shorter runs SPANNED_ROWS lanes are copied side by side: log_softmax of 128 x 10 x 9 x 9 float32 takes 23 us so, otherwise
+    # 27, and with 512 lanes 24.
     SPANNED_RUN = 96
     SPANNED_ROWS = 256
     LINE = 16                       # elements in 64 bytes, at most
@@ -97,8 +98,9 @@ cdef enum:
     # row on: log_softmax_backward of 100000 x 64 1.03 and 1.30.
     STREAM_ROW_BYTES = 1024
     STREAM_RUN_BYTES = 512          # the same of lanes,
-    # if a lane has more than so many bytes; only those are asked for ahead, too. Fewer arrays at a time the processor foresees
-    # itself: log_softmax of 16 x 2 x 512 x 512 float32 takes 1.9 ms, and would take 3.0; of 64 x 8 x 128 x 128 2.2, and not 3.3.
+    # if a lane has more than so many bytes; only those are asked for ahead, too, but for gradients, which few_strip always asks
+    # for and never streams. Fewer arrays at a time the processor foresees itself: log_softmax of 16 x 2 x 512 x 512 float32
+    # takes 1.9 ms, and would take 3.0; of 64 x 8 x 128 x 128 2.2, and not 3.3.
     FEWEST_FAR_BYTES = 16
     # Rows of so many classes go to forward_rows. It takes on two threads, and blocks of rows: softmax of 2048 x 257 float32
     # 58 us and 66, of 500 x 250 13.1 and 15.1; of 1000 x 130 float64 43.7 and 42.0, log_softmax of 4096 x 144 float32 83 and 80.
@@ -149,7 +151,7 @@ cdef struct Plan:
     bint kept                       # exps are kept
     bint ask_early                  # out is asked for while x is reduced
     int threads
-    Worker *workers                 # one a thread
+    Worker *workers                 # one a thread, and one a block whose tiles are shared
     int phase                       # of tiles that are shared: the operation to reduce, or APPLY
 
 cdef enum:
@@ -260,7 +262,7 @@ cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
 
 
 cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
-    """By the row's length and class stride alone. A small stride is gathered: its lines are shared by the row's own. Of few
+    """By the row's length and class stride. A small stride is gathered: its lines are shared by the row's own. Of few
     classes few_rows and few_strip make the same bits, so that lanes that lie side by side may be taken as they are."""
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     cdef bint beside = task.x.row_strides[task.ndim - 1] == task.x.item_bytes

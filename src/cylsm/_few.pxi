@@ -212,7 +212,8 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
 cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                     Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
                     real *scratch, bint far, bint stream) noexcept nogil:
-    """Lanes of up to SHORT_CLASSES classes. The last few are copied to where a whole group can be read and written."""
+    """Lanes of up to SHORT_CLASSES classes. The last few are computed with those before, which may be done twice, or, where
+    there are too few or an input is written, copied to where a whole group can be read and written."""
     cdef Py_ssize_t c, n, r = 0, groups, x_here_step, y_here_step, out_here_step
     cdef Py_ssize_t most_groups = (AT_ONCE if real is float or classes <= REGISTER_CLASSES else AT_ONCE // 2) // GROUP
     cdef real *x_lanes = scratch

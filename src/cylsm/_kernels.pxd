@@ -103,8 +103,8 @@ ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
-# The same of lanes. `far`: the arrays take half of the last-level cache, or more; up to NEAR_CLASSES are then asked for
-# ahead, and where `stream` written around the caches.
+# The same of lanes. Up to NEAR_CLASSES are asked for ahead where they are `far`, and gradients' always; where `stream` they
+# are written around the caches.
 ctypedef void (*few_strip_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                   Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                                   void *out, Py_ssize_t out_step, void *scratch, bint far, bint stream) noexcept nogil

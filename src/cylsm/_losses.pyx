@@ -71,7 +71,7 @@ cdef enum:
     IGNORED = -1
     CHECK_ROWS = 8192       # labels that one job checks
     CHUNK = 512             # labels or weights converted at a time
-    MOST_ROWS = 512         # of a block
+    MOST_ROWS = 512         # of a block's run: the driver's MOST_LANES, and fewer by rows
     SUMS = 8                # of losses, taken side by side
 
 cdef object float32 = np.dtype(np.float32)
@@ -272,7 +272,7 @@ cdef void read_factors(Task *task, Block *block, real *factor) noexcept nogil:
 
 
 cdef void pick_run(const Task *task, const char *logits, Py_ssize_t rows, bint all_count, const int64_t *labels,
-                          real *picked) noexcept nogil:
+                   real *picked) noexcept nogil:
     """The targets' logits; of an ignored row that of class 0. Not inline, as put_run, for the registers."""
     cdef Py_ssize_t stride = task.x.row_strides[task.ndim - 1], class_stride = task.x.class_stride, r
     if task.x.native and all_count:
@@ -437,7 +437,7 @@ cdef void fill_row(Task *task, char *p, Py_ssize_t classes, real value) noexcept
 
 
 cdef void put_run(Task *task, char *out, Py_ssize_t rows, bint marked, const int64_t *labels, const real *picked,
-                         const real *top, const real *others, const real *scale, const real *factor) noexcept nogil:
+                  const real *top, const real *others, const real *scale, const real *factor) noexcept nogil:
     """The targets' own gradients: factor * (p - 1), as minus the others' where p is the largest."""
     cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
     cdef real there[MOST_ROWS]

@@ -19,6 +19,12 @@
 #define CYLSM_FMA 0
 #endif
 
+#if defined(__clang__)
+#define CYLSM_CLANG 1
+#else
+#define CYLSM_CLANG 0
+#endif
+
 /* Bytes of the widest vectors that the compiler may use. */
 #if defined(__AVX512F__)
 #define CYLSM_VECTOR_BYTES 64

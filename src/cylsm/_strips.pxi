@@ -137,7 +137,7 @@ cdef inline void apply_width(int operation, bint kept, bint stream, Py_ssize_t w
 
 
 # What follows is asked for where exps are stored: the other operations wait less, and would take a tenth longer. A function for
-# each operation, as in _rows.pxi. Up to SHORT_CLASSES are few_strip's.
+# each operation, as in _rows.pxi. Few classes that lie near each other are few_strip's.
 
 cdef inline void set_soon(Soon *soon, int following, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes,
                           const real *exps, Py_ssize_t exps_step) noexcept nogil:
