@@ -121,7 +121,9 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
             log_sum[j] = <real> -INFINITY if ties[j] + total[j] == 0 else low
     if softmax:
         for j in range(width):
-            line[j] = factor[j] if factor != NULL else <real> 1.0
+            line[j] = <real> 1.0
+        for j in range(width if factor != NULL else 0):
+            line[j] = factor[j]
         for j in range(width):
             scale[j] = share(line[j], ties[j], total[j], carry[j])
     if operation == SOFTMAX_GRADIENT:

@@ -93,6 +93,7 @@ cdef extern from "_native.h" nogil:
     double double_of_bits(uint64_t bits)
     void prefetch_line(const void *p)
     void keep_call()
+    void turn_by_turn()
     void stream_lines(void *to, const void *source, Py_ssize_t lines)
     enum: CYLSM_FLOAT_QUADS
     enum: CYLSM_DOUBLE_QUADS

@@ -217,19 +217,19 @@ cdef inline void lanes_max(int operation, Py_ssize_t width, const real *x, Py_ss
         max_of_classes(operation, 1, width, x, x_step, y, y_step, top)
 
 
-cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bint few, int origin, Py_ssize_t width,
-                                const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, const real *of,
-                                Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry, real *ties,
-                                real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
+cdef inline void sum_of_classes(int operation, int n, int known, bint keep, bint apart, bint few, int origin,
+                                Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                const real *of, Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry,
+                                real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
     """Adds the terms of n classes, up to four, to their lanes' (each of `few` terms, or sums of two or four, with Fast2Sum's
-    compensation), and counts the ties. What lane j counts from stands at of[j * of_lane]. Exps are stored as they come
-    where the steps are constants, so that the compiler can tell x and exps apart, and otherwise by way of an array
-    `apart`."""
+    compensation), and counts the ties; of a single class all but the first `known` lanes. What lane j counts from stands at
+    of[j * of_lane]. Exps are stored as they come where the steps are constants, so that the compiler can tell x and exps
+    apart, and otherwise by way of an array `apart`."""
     cdef Py_ssize_t j, i
     cdef double exact
     cdef real v0, v1, v2, v3, e0, e1, e2, e3, w0, w1, w2, w3, top, sum_here, lost, tied, tied_lost
     cdef real kept[4 * STRIP]
-    cdef bint backward = is_backward(operation)
+    cdef bint backward = is_backward(operation), fresh
     w0 = w1 = w2 = w3 = 0
     for j in range(width):
         i = j * of_lane
@@ -275,6 +275,11 @@ cdef inline void sum_of_classes(int operation, int n, bint keep, bint apart, bin
                 exps[2 * exps_step + j] = e2
             if n > 3:
                 exps[3 * exps_step + j] = e3
+        if known > 0:
+            fresh = <int> j >= known
+            v0 = v0 if fresh else <real> -INFINITY
+            w0 = w0 if fresh else <real> 0.0
+            e0 = e0 if fresh else <real> 0.0
         if operation == LOGSUMEXP_WEIGHTED:
             add_weighted(v0, w0, top, e0, &tied, &tied_lost, &sum_here, &lost)
             if n > 1:
@@ -351,20 +356,20 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, int origin, Py_ss
     cdef Py_ssize_t c, j, whole = classes - classes % 4
     for c in range(0, whole, 4):
         ask_meanwhile(soon, c, 4, width * <Py_ssize_t> sizeof(real))
-        sum_of_classes(operation, 4, keep, True, few, origin, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
+        sum_of_classes(operation, 4, 0, keep, True, few, origin, width, x + c * x_step, x_step, y + c * y_step, y_step, of,
                        width, 1, total, carry, ties, ties_carry, exps + c * exps_step if keep else exps, exps_step)
     ask_meanwhile(soon, whole, classes - whole, width * <Py_ssize_t> sizeof(real))
     x = x + whole * x_step
     y = y + whole * y_step
     exps = exps + whole * exps_step if keep else exps
     if classes - whole == 3:
-        sum_of_classes(operation, 3, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
+        sum_of_classes(operation, 3, 0, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
                        ties_carry, exps, exps_step)
     elif classes - whole == 2:
-        sum_of_classes(operation, 2, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
+        sum_of_classes(operation, 2, 0, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
                        ties_carry, exps, exps_step)
     elif classes - whole == 1:
-        sum_of_classes(operation, 1, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
+        sum_of_classes(operation, 1, 0, keep, True, few, origin, width, x, x_step, y, y_step, of, width, 1, total, carry, ties,
                        ties_carry, exps, exps_step)
     if counts_ties(operation) and operation != LOGSUMEXP_WEIGHTED:
         for j in range(width):

@@ -102,6 +102,14 @@ static inline void keep_call(void)
 #endif
 }
 
+/* In an outer loop: clang, having unrolled the inner one, would gather what several turns of the outer one compute. */
+static inline void turn_by_turn(void)
+{
+#if defined(__clang__)
+    __asm__ volatile("");
+#endif
+}
+
 /* Stores `lines` whole 64-byte lines at `to`, which is 64-byte aligned, around the caches. */
 static inline void stream_lines(void *to, const void *from, ptrdiff_t lines)
 {

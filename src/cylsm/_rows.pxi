@@ -16,6 +16,7 @@ cdef inline void halve(bint largest, real *lanes, Py_ssize_t each, Py_ssize_t ha
     """lanes[j] joins lanes[half + j], for j < half, in every row."""
     cdef Py_ssize_t r, j
     for r in range(rows):
+        turn_by_turn()
         for j in range(half):
             lanes[r * each + j] = joined(largest, lanes[r * each + half + j], lanes[r * each + j])
 
@@ -58,6 +59,7 @@ cdef inline void halve_sum(real *total, real *carry, Py_ssize_t each, Py_ssize_t
     cdef Py_ssize_t r, j
     cdef real s
     for r in range(rows):
+        turn_by_turn()
         for j in range(half):
             s = total[r * each + j] + total[r * each + half + j]
             carry[r * each + j] = (carry[r * each + j] + carry[r * each + half + j]
@@ -317,15 +319,14 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
     `exps_ahead` of exps, and those of `soon`, are asked for meanwhile. Exps wait for no memory, so other rows may be
     compared and written meanwhile too."""
     cdef Py_ssize_t i = 0, j, at = 0, start = 0, lanes = lanes_of(x), group = 4 * lanes, together = 0
-    cdef int lane, known = <int> (lanes - classes % lanes)
+    cdef int known = <int> (lanes - classes % lanes)
     cdef bint stream = also == STREAMING
     cdef real sums[MOST_LANES]
     cdef real lost[MOST_LANES]
     cdef real tied[MOST_LANES]
     cdef real tied_lost[MOST_LANES]
     cdef real end[MOST_LANES]
-    cdef real last_x[MOST_LANES]
-    cdef real last_y[MOST_LANES]
+    cdef real last[MOST_LANES]
     cdef real tops[4 * MOST_LANES]
     cdef real ends[2 * MOST_LANES]
     cdef real parameters[(LOW + 1) * BATCH]
@@ -363,7 +364,7 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
             ask_for(exps + i + exps_ahead, group)
         raise_group(operation, later + i, later + i, tops)
         apply_group(operation, keep, stream, earlier + at, earlier + at, parameters, out + at, out_ahead)
-        sum_of_classes(operation, 4, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
+        sum_of_classes(operation, 4, 0, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += group
         at += group
@@ -377,28 +378,21 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
             ask_for(soon + i, group)
         if also != ALONE:
             raise_group(operation, later + i, later + i, tops)
-        sum_of_classes(operation, 4, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
+        sum_of_classes(operation, 4, 0, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += group
     while i + lanes <= classes:
         if also != ALONE:
             raise_lanes(operation, later + i, later + i, tops)
-        sum_of_classes(operation, 1, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
+        sum_of_classes(operation, 1, 0, keep, True, False, origin, lanes, x + i, lanes, y + i, lanes, row, BATCH, 0, sums, lost,
                        tied, tied_lost, exps + i if keep else exps, lanes)
         i += lanes
     if i < classes:
-        for lane in range(<int> lanes):
-            last_x[lane] = end[lane] if lane >= known else <real> -INFINITY
-        if operation == LOGSUMEXP_WEIGHTED:
-            for lane in range(<int> lanes):
-                last_y[lane] = y[classes - lanes + lane] if lane >= known else <real> 0.0
-        sum_of_classes(operation, 1, False, False, False, origin, lanes, last_x, lanes, last_y, lanes, row, BATCH, 0, sums,
-                       lost, tied, tied_lost, exps, lanes)
+        # Some of its exps have just been stored: to read them back would take longer than to compute them.
+        sum_of_classes(operation, 1, known, keep, False, False, origin, lanes, end, lanes, y + classes - lanes, lanes, row, BATCH,
+                       0, sums, lost, tied, tied_lost, last, lanes)
         if keep:
-            # Some of these have just been stored: to read them back would take longer than to compute them.
-            for j in range(lanes):
-                last_x[j] = exp_of_lane(origin, end[j], row, BATCH, 0)
-            memcpy(exps + classes - lanes, last_x, lanes * sizeof(real))
+            memcpy(exps + classes - lanes, last, lanes * sizeof(real))
     if also != ALONE:
         if classes % lanes != 0:
             raise_lanes(operation, later + classes - lanes, later + classes - lanes, tops)
@@ -620,6 +614,7 @@ cdef inline void apply_short_row(int operation, bint kept, const real *x, const 
         # Out may be an input: it is computed before anything is stored.
         apply_span(operation, kept, lanes, x + classes - lanes, y + classes - lanes, row, last)
     for i in range(whole):
+        turn_by_turn()
         apply_span(operation, kept, lanes, x + i * lanes, y + i * lanes, row, out + i * lanes)
     if classes % lanes > 0:
         memcpy(out + classes - lanes, last, lanes * sizeof(real))

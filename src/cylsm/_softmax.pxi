@@ -7,6 +7,7 @@ cdef inline float row_top(Py_ssize_t whole, const float *x, Py_ssize_t classes) 
     for j in range(lanes):
         top[j] = lowest(x)
     for i in range(whole):
+        turn_by_turn()
         raise_lanes(SOFTMAX, x + i * lanes, x, top)
     if classes % lanes != 0:
         raise_lanes(SOFTMAX, x + classes - lanes, x, top)
@@ -46,13 +47,16 @@ cdef inline double row_exps(Py_ssize_t whole, const float *x, Py_ssize_t classes
 
 cdef inline void scale_row(Py_ssize_t whole, float *row, Py_ssize_t classes, float scale) noexcept nogil:
     cdef Py_ssize_t i, j, lanes = lanes_of(row)
+    cdef float here[MOST_LANES]
     cdef float last[MOST_LANES]
     if classes % lanes != 0:
         for j in range(lanes):
             last[j] = row[classes - lanes + j] * scale
     for i in range(whole):
+        turn_by_turn()
         for j in range(lanes):
-            row[i * lanes + j] = row[i * lanes + j] * scale
+            here[j] = row[i * lanes + j] * scale
+        memcpy(row + i * lanes, here, lanes * sizeof(float))
     if classes % lanes != 0:
         memcpy(row + classes - lanes, last, lanes * sizeof(float))
 
