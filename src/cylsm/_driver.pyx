@@ -479,7 +479,7 @@ cdef const void *piece_of(const Plan *plan, const Operand *operand, bint direct,
                           void *piece, Py_ssize_t *step) noexcept nogil:
     """Tile t of the block's rows as a kernel wants it: where it lies, or copied to `piece`."""
     cdef Py_ssize_t classes = tile_length(plan, t)
-    cdef Py_ssize_t along = row_stride(plan, operand), i
+    cdef Py_ssize_t along = row_stride(plan, operand), down = run_stride(plan.task, operand), i
     cdef const char *data = row_of(plan.task, operand, block) + t * plan.tile * operand.class_stride
     if direct:
         step[0] = (operand.class_stride if plan.regime == STRIP else along) // plan.size
@@ -492,7 +492,7 @@ cdef const void *piece_of(const Plan *plan, const Operand *operand, bint direct,
         else:
             plan.kernels.load(operand.element, operand.swapped, data, along, operand.class_stride, block.run, classes,
                               <char *> piece + i * block.run * step[0] * plan.size, step[0])
-        data += run_stride(plan.task, operand)
+        data += down
     return piece
 
 
@@ -511,7 +511,7 @@ cdef inline bint has_y(const Task *task) noexcept nogil:
 
 cdef void store_piece(const Plan *plan, const Block *block, Py_ssize_t t, const void *piece) noexcept nogil:
     cdef const Operand *out = &plan.task.out
-    cdef Py_ssize_t classes = tile_length(plan, t), i
+    cdef Py_ssize_t classes = tile_length(plan, t), down = run_stride(plan.task, out), i
     cdef char *data = row_of(plan.task, out, block) + t * plan.tile * out.class_stride
     for i in range(block.rows // block.run):
         if plan.regime == STRIP:
@@ -520,7 +520,7 @@ cdef void store_piece(const Plan *plan, const Block *block, Py_ssize_t t, const 
         else:
             plan.kernels.store(out.element, <const char *> piece + i * block.run * classes * plan.size, classes, block.run,
                                classes, data, row_stride(plan, out), out.class_stride)
-        data += run_stride(plan.task, out)
+        data += down
 
 
 cdef void *out_of(const Plan *plan, const Block *block, Py_ssize_t t, Py_ssize_t *step) noexcept nogil:

@@ -73,14 +73,15 @@ cdef void write_far(int operation, Py_ssize_t width, const real *x, Py_ssize_t x
             memcpy(out + c * out_step, line, width * sizeof(real))
 
 
-cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step,
+cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssize_t x_step,
                          const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                          const real *factor, real *out, Py_ssize_t out_step, const Soon *soon, bint stream) noexcept nogil:
-    """Reduces, finishes and writes groups of lanes with up to NEAR_CLASSES classes, by way of local arrays alone. Each loop
+    """Reduces, finishes and writes MOST_LANES lanes, `lines` times, of up to NEAR_CLASSES classes, by way of local arrays alone. Each loop
     is so short that a processor sees the next few vectors: with all of it in one loop, log_softmax of 2 classes takes 17 %
     longer. Where there is a `soon`, the lanes that follow are asked for meanwhile."""
-    cdef Py_ssize_t c, g, at, j, width = groups * GROUP
+    cdef Py_ssize_t c, i, at, j, width = lines * MOST_LANES
     cdef bint softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT, backward = is_backward(operation), small
+    cdef bint products = operation == SOFTMAX_BACKWARD
     cdef int summed = operation if backward else LOGSUMEXP
     cdef real low, bound = least_normal(x) / exp_unit(x)
     cdef real top[AT_ONCE]
@@ -95,11 +96,11 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
     cdef real least[AT_ONCE]
     cdef real line[AT_ONCE]
     cdef real exps[NEAR_CLASSES * AT_ONCE]
-    if classes == 2:
+    if classes == 2 and not products:
         sums_at_once(summed, softmax, 2, width, x, x_step, top, ties, total, carry, exps)
-    elif classes == 3:
+    elif classes == 3 and not products:
         sums_at_once(summed, softmax, 3, width, x, x_step, top, ties, total, carry, exps)
-    elif classes == 4:
+    elif classes == 4 and not products:
         sums_at_once(summed, softmax, 4, width, x, x_step, top, ties, total, carry, exps)
     else:
         for j in range(width):
@@ -107,12 +108,15 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
             total[j] = carry[j] = ties[j] = 0
         if not backward:
             lanes_max(summed, width, x, x_step, x, 0, classes, top)
-        lanes_sum(summed, softmax, True, NEAR, width, x, x_step, x, 0, classes, top, total, carry, ties, ties, exps,
+        lanes_sum(summed, softmax, not products, NEAR, width, x, x_step, y, y_step, classes, top, total, carry, ties, ties, exps,
                   width, NULL)
         for j in range(0 if backward else width):
             total[j] = total[j] * exp_unit(x)
             carry[j] = carry[j] * exp_unit(x)
-    if backward:
+    if products:
+        for j in range(width):
+            scale[j] = total[j] + carry[j]
+    elif backward:
         for j in range(width):
             scale[j] = set_factor(total[j] + carry[j], &shift[j], &least[j])
     elif operation != SOFTMAX:
@@ -155,37 +159,41 @@ cdef inline void at_once(int operation, Py_ssize_t groups, const real *x, Py_ssi
     # Of a gradient the next lanes are asked for meanwhile: three times as many arrays as classes are too many for the
     # processor to foresee. Of 4 x 3 x 256 x 256 float64 that are in no cache it takes 300 us on two threads so, and 480.
     for c in range(classes if backward else 0):
-        for g in range(groups):
-            at = g * GROUP
+        for i in range(lines):
+            at = i * MOST_LANES
             if soon != NULL:
-                ask_for(x + c * x_step + width + at, GROUP)
-                ask_for(y + c * y_step + width + at, GROUP)
-                ask_for(out + c * out_step + width + at, GROUP)
-            for j in range(GROUP):
-                line[j] = (x[c * x_step + at + j]
-                           - exp_scaled(y[c * y_step + at + j], shift[at + j], least[at + j]) * scale[at + j])
-            for j in range(GROUP):
+                ask_for(x + c * x_step + width + at, MOST_LANES)
+                ask_for(y + c * y_step + width + at, MOST_LANES)
+                ask_for(out + c * out_step + width + at, MOST_LANES)
+            for j in range(MOST_LANES):
+                if products:
+                    line[j] = y[c * y_step + at + j] * (x[c * x_step + at + j] - scale[at + j])
+                else:
+                    line[j] = (x[c * x_step + at + j]
+                               - exp_scaled(y[c * y_step + at + j], shift[at + j], least[at + j]) * scale[at + j])
+            for j in range(MOST_LANES):
                 out[c * out_step + at + j] = line[j]
 
 
-cdef void lanes_at_once(int operation, Py_ssize_t groups, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+cdef void lanes_at_once(int operation, Py_ssize_t lines, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                         Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
                         Py_ssize_t out_step, const Soon *soon, bint stream) noexcept nogil:
     if operation == LOGSUMEXP:
-        at_once(LOGSUMEXP, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(LOGSUMEXP, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
     elif operation == LOG_SOFTMAX:
-        at_once(LOG_SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(LOG_SOFTMAX, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        at_once(LOG_SOFTMAX_BACKWARD, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(LOG_SOFTMAX_BACKWARD, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+    elif operation == SOFTMAX_BACKWARD:
+        at_once(SOFTMAX_BACKWARD, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
     elif operation == SOFTMAX:
-        at_once(SOFTMAX, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(SOFTMAX, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
     else:
-        at_once(SOFTMAX_GRADIENT, groups, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(SOFTMAX_GRADIENT, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
 
 
 cdef inline bint fits_at_once(int operation, Py_ssize_t classes) noexcept nogil:
-    return 2 <= classes <= NEAR_CLASSES and (operation == LOGSUMEXP or operation == LOG_SOFTMAX or operation == SOFTMAX
-                                             or operation == SOFTMAX_GRADIENT or operation == LOG_SOFTMAX_BACKWARD)
+    return 2 <= classes <= NEAR_CLASSES and (operation <= SOFTMAX_BACKWARD and operation != LOGSUMEXP_WEIGHTED)
 
 
 cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -198,7 +206,8 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
     if width == GROUP and fits_at_once(operation, classes):
         ask_meanwhile(in_reduce, 0, classes, width * <Py_ssize_t> sizeof(real))
         ask_meanwhile(in_apply, 0, classes, width * <Py_ssize_t> sizeof(real))
-        lanes_at_once(operation, 1, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL, False)
+        lanes_at_once(operation, GROUP // MOST_LANES, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL,
+                      False)
         return
     reduce_width(LOGSUMEXP if mixture else operation, width, x, x_step, y, y_step, classes, state, first, out, out_step,
                  in_reduce)
@@ -211,54 +220,91 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
                     classes, state, first, factor, out, out_step, 0, in_apply)
 
 
-cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
-                    real *scratch, bint far, bint stream) noexcept nogil:
-    """Lanes of up to SHORT_CLASSES classes. The last few are computed with those before, which may be done twice, or, where
-    there are too few or an input is written, copied to where a whole group can be read and written."""
-    cdef Py_ssize_t c, n, r = 0, groups, x_here_step, y_here_step, out_here_step
-    cdef Py_ssize_t most_groups = (AT_ONCE if real is float or classes <= REGISTER_CLASSES else AT_ONCE // 2) // GROUP
+cdef inline void copy_lanes(const real *x, Py_ssize_t x_step, Py_ssize_t n, Py_ssize_t classes, Py_ssize_t width,
+                            real *out) noexcept nogil:
+    """n lanes and as many of 0 as make them `width`, from class to class."""
+    cdef Py_ssize_t c
+    for c in range(width * classes):
+        out[c] = 0
+    for c in range(classes):
+        memcpy(out + c * width, x + c * x_step, n * sizeof(real))
+
+
+cdef inline void strip_at_once(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                               Py_ssize_t out_step, real *scratch, bint far, bint stream) noexcept nogil:
+    """By whole lines of lanes, the last of which overlap those before. Where an input is written, or there is but one, they
+    are copied instead."""
+    cdef Py_ssize_t c, left, lacking, width, r = 0
+    cdef Py_ssize_t most = AT_ONCE if real is float or classes <= REGISTER_CLASSES else AT_ONCE // 2
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
-    cdef const real *x_here
-    cdef const real *y_here
-    cdef real *out_here
-    cdef const real *factor_here = factor
     cdef Soon soon
-    cylsm_require(classes <= SHORT_CLASSES)
     soon.one_step = x_step * sizeof(real)
     soon.other_step = out_step * sizeof(real)
     while r < rows:
-        if r + GROUP > rows >= GROUP and out != x and out != y:
+        left = rows - r
+        lacking = -left & (MOST_LANES - 1)
+        if lacking > 0 and left <= most and out != x and out != y:
             # What has not been overwritten may be computed twice.
+            if r >= lacking:
+                r -= lacking
+                left += lacking
+            elif left > MOST_LANES:
+                left = (left // 2 + MOST_LANES - 1) // MOST_LANES * MOST_LANES
+        width = min(left, most) // MOST_LANES * MOST_LANES
+        if width > 0:
+            soon.one = x + r + width
+            soon.other = out + r + width if not stream else NULL
+            lanes_at_once(operation, width // MOST_LANES, x + r, x_step, y + r, y_step, classes, state, r,
+                          factor + r if factor != NULL else factor, out + r, out_step,
+                          &soon if (far or is_backward(operation)) and r + width < rows else NULL, stream)
+            r += width
+        else:
+            copy_lanes(x + r, x_step, left, classes, MOST_LANES, x_lanes)
+            if has_two(operation):
+                copy_lanes(y + r, y_step, left, classes, MOST_LANES, y_lanes)
+            lanes_at_once(operation, 1, x_lanes, MOST_LANES, y_lanes, MOST_LANES, classes, state, r,
+                          factor + r if factor != NULL else factor, x_lanes, MOST_LANES, NULL, False)
+            for c in range(classes if out != NULL else 0):
+                memcpy(out + r + c * out_step, x_lanes + c * MOST_LANES, left * sizeof(real))
+            r = rows
+
+
+cdef inline void strip_in_groups(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                 Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
+                                 Py_ssize_t out_step, real *scratch) noexcept nogil:
+    """The same a GROUP at a time."""
+    cdef Py_ssize_t c, n, r = 0
+    cdef real *x_lanes = scratch
+    cdef real *y_lanes = scratch + SCRATCH
+    while r < rows:
+        if r + GROUP > rows >= GROUP and out != x and out != y:
             r = rows - GROUP
         n = min(rows - r, <Py_ssize_t> GROUP)
-        x_here, y_here, out_here = x + r, y + r, out + r
-        x_here_step, y_here_step, out_here_step = x_step, y_step, out_step
-        if factor != NULL:
-            factor_here = factor + r
-        if n == GROUP and fits_at_once(operation, classes):
-            groups = min((rows - r) // GROUP, most_groups)
-            soon.one = x_here + groups * GROUP
-            soon.other = out_here + groups * GROUP if not stream else NULL
-            lanes_at_once(operation, groups, x_here, x_step, y_here, y_step, classes, state, r, factor_here, out_here, out_step,
-                          &soon if (far or is_backward(operation)) and r + groups * GROUP < rows else NULL, stream)
-            r += groups * GROUP
-            continue
-        if n < GROUP:
-            for c in range(GROUP * classes):
-                x_lanes[c] = y_lanes[c] = 0
-            for c in range(classes):
-                memcpy(x_lanes + c * GROUP, x_here + c * x_step, n * sizeof(real))
-                if has_two(operation):
-                    memcpy(y_lanes + c * GROUP, y_here + c * y_step, n * sizeof(real))
-            x_here, y_here, out_here = x_lanes, y_lanes, x_lanes
-            x_here_step = y_here_step = out_here_step = GROUP
-        lanes_group(operation, True, GROUP, x_here, x_here_step, y_here, y_here_step, n, classes, state, r, factor_here,
-                    out_here, out_here_step, NULL, NULL)
-        for c in range(classes if n < GROUP and out != NULL else 0):
-            memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
+        if n == GROUP:
+            lanes_group(operation, True, GROUP, x + r, x_step, y + r, y_step, n, classes, state, r,
+                        factor + r if factor != NULL else factor, out + r, out_step, NULL, NULL)
+        else:
+            copy_lanes(x + r, x_step, n, classes, GROUP, x_lanes)
+            if has_two(operation):
+                copy_lanes(y + r, y_step, n, classes, GROUP, y_lanes)
+            lanes_group(operation, True, GROUP, x_lanes, GROUP, y_lanes, GROUP, n, classes, state, r,
+                        factor + r if factor != NULL else factor, x_lanes, GROUP, NULL, NULL)
+            for c in range(classes if out != NULL else 0):
+                memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
         r += GROUP
+
+
+cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
+                    real *scratch, bint far, bint stream) noexcept nogil:
+    """Lanes of up to SHORT_CLASSES classes."""
+    cylsm_require(classes <= SHORT_CLASSES)
+    if fits_at_once(operation, classes):
+        strip_at_once(operation, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch, far, stream)
+    else:
+        strip_in_groups(operation, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
 
 
 # ---- few classes: rows are the lanes -------------------------------------------------------------------------------
