@@ -69,10 +69,12 @@ cdef enum:
     # are left over, where a thread's part of these is SHARED_WORK elements. Softmax of 9 x 100000 float64 takes 200 us so, and 218.
     FEW_ROUNDS = 4
     SHARED_WORK = 24576
-    # Few classes in runs of so many lanes and more are computed where they lie, and in runs of GROUP, a gradient's from there on.
-    # Of shorter runs SPANNED_ROWS lanes are copied side by side: log_softmax of 128 x 10 x 9 x 9 float32 takes 23 us so, otherwise
-    # 27, and with 512 lanes 24.
-    SPANNED_RUN = 96
+    # Few classes in runs of so many lanes and more are computed where they lie, and in runs of whole groups, or, up to
+    # NEAR_CLASSES of a gradient, of vectors. Of others SPANNED_ROWS lanes are copied side by side: log_softmax of 128 x 10 x 9 x 9
+    # float32 takes 23 us so, otherwise 27, and with 512 lanes 24.
+    RUN_OF_GROUPS = 96
+    RUN_OF_VECTORS = 48
+    VECTOR = 16
     SPANNED_ROWS = 256
     LINE = 16                       # elements in 64 bytes, at most
     MOST_TILE = 8388608             # elements: ties are counted in float
@@ -128,7 +130,8 @@ cdef struct Plan:
     Regime regime
     Py_ssize_t size                 # of a real, bytes
     Py_ssize_t block_rows
-    Py_ssize_t span                 # so many runs side by side are copied to a block, where that axis is short; else 1
+    Py_ssize_t span                 # a block has so many runs, where that axis is short; else 1
+    bint run_by_run                 # they are computed where they lie, otherwise copied side by side
     Py_ssize_t blocks_across        # blocks side by side along the last row axis,
     Py_ssize_t blocks_down          # and along the axis before
     Py_ssize_t blocks
@@ -252,7 +255,7 @@ cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
     cdef const Task *task = plan.task
     if not operand.native:
         return False
-    if plan.span > 1 and run_stride(task, operand) != task.shape[task.ndim - 1] * row_stride(plan, operand):
+    if plan.span > 1 and not plan.run_by_run and run_stride(task, operand) != task.shape[task.ndim - 1] * row_stride(plan, operand):
         return False
     if plan.regime == STRIP:
         along, across = row_stride(plan, operand), operand.class_stride
@@ -297,16 +300,26 @@ cdef bint takes_few_lanes(const Task *task) noexcept nogil:
     return (task.classes <= (NEAR_CLASSES if far_apart else SHORT_CLASSES)) and task.operation != LOGSUMEXP_WEIGHTED
 
 
+cdef inline bint fills_groups(Py_ssize_t rows, bint backward) noexcept nogil:
+    return rows == GROUP or rows >= (GROUP if backward else RUN_OF_GROUPS)
+
+
+cdef bint takes_run_by_run(const Plan *plan, bint backward) noexcept nogil:
+    """Few classes are computed in whole groups of rows, whether they are there or not; a gradient's, of three arrays to copy,
+    in whole vectors. Gradients of 128 x 10 x 4 x 4 along the second axis take 15 us run by run, and 7 if the runs are copied."""
+    cdef Py_ssize_t across = plan.task.shape[plan.task.ndim - 1]
+    if backward and plan.task.classes <= NEAR_CLASSES:
+        return plan.regime == STRIP and (across % VECTOR == 0 or across >= RUN_OF_VECTORS)
+    return plan.regime == STRIP and fills_groups(across, backward)
+
+
 cdef Py_ssize_t span_of(const Plan *plan, bint backward) noexcept nogil:
-    """How many runs of the last row axis a block takes. Few classes are computed a group of rows at a time, whether they are
-    there or not: gradients of 128 x 10 x 4 x 4 along the second axis take 15 us with a block for each run, and 7 so."""
+    """How many runs of the last row axis a block has: what a block costs beside its elements shows where they are short."""
     cdef const Task *task = plan.task
-    cdef Py_ssize_t across = task.shape[task.ndim - 1]
-    if task.ndim == 1 or not task.runs_join or not plan.at_once:
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], most = SPANNED_ROWS if plan.regime == STRIP else plan.block_rows
+    if task.ndim == 1 or not task.runs_join or not plan.at_once or (plan.regime == FEW and fills_groups(across, backward)):
         return 1
-    if across == GROUP or across >= (GROUP if backward else SPANNED_RUN):
-        return 1
-    return clamp((SPANNED_ROWS if plan.regime == STRIP else plan.block_rows) // across, 1, task.shape[task.ndim - 2])
+    return clamp(most // across, 1, task.shape[task.ndim - 2])
 
 
 cdef bint streams(const Plan *plan, Py_ssize_t row_bytes, bint backward) noexcept nogil:
@@ -320,7 +333,7 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes, bint backward) noexcep
     if plan.regime == STRIP and plan.task.classes <= NEAR_CLASSES and (row_bytes <= FEWEST_FAR_BYTES or backward):
         return False
     if plan.regime == STRIP:
-        return plan.block_rows * plan.size >= STREAM_RUN_BYTES
+        return min(plan.block_rows, plan.task.shape[plan.task.ndim - 1]) * plan.size >= STREAM_RUN_BYTES
     return (plan.regime == ROWS or plan.backward) and row_bytes >= STREAM_ROW_BYTES
 
 
@@ -376,6 +389,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
                                                  or task.rows < 2 * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
+    plan.run_by_run = takes_run_by_run(plan, backward)
     plan.span = span_of(plan, backward)
     plan.block_rows = across * plan.span if plan.span > 1 else min(plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
@@ -603,11 +617,19 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)
     cdef const void *y = y_of(plan, worker, block, 0, &y_step) if has_y(task) else x
     cdef void *out = NULL
+    cdef Py_ssize_t i, run = block.run, x_run = run * plan.size, y_run = x_run, out_run = x_run
     if plan.out_direct:
         out = out_of(plan, block, 0, &out_step)
+        out_run = run_stride(task, &task.out)
     elif task.out.data != NULL:
         out = worker.out_piece
         out_step = block.rows if plan.regime == STRIP else task.classes
+    else:
+        out_run = 0
+    if plan.x_direct:
+        x_run = run_stride(task, &task.x)
+    if plan.y_direct:
+        y_run = run_stride(task, &task.y)
     if plan.softmax_rows:
         plan.kernels.softmax_rows(x, x_step, block.rows, task.classes, out, out_step, plan.far)
     elif plan.forward:
@@ -617,9 +639,14 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
         plan.kernels.backward_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, out, out_step, plan.far,
                                    plan.stream)
     elif plan.regime == STRIP:
-        plan.kernels.few_strip(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
-                               block.factor if task.has_factor else NULL, out, out_step, worker.transposed,
-                               plan.far and task.classes * plan.size > FEWEST_FAR_BYTES, plan.stream)
+        if not plan.run_by_run:
+            run = block.rows
+        for i in range(block.rows // run):
+            plan.kernels.few_strip(task.operation, <const char *> x + i * x_run, x_step, <const char *> y + i * y_run, y_step, run,
+                                   task.classes, &block.state, i * run,
+                                   <char *> block.factor + i * run * plan.size if task.has_factor else NULL,
+                                   <char *> out + i * out_run, out_step, worker.transposed,
+                                   plan.far and task.classes * plan.size > FEWEST_FAR_BYTES, plan.stream)
     else:
         plan.kernels.few_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
                               block.factor if task.has_factor else NULL, out, out_step, worker.transposed)

@@ -231,8 +231,9 @@ cdef inline void copy_lanes(const real *x, Py_ssize_t x_step, Py_ssize_t n, Py_s
 
 
 cdef inline void strip_at_once(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
-                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
-                               Py_ssize_t out_step, real *scratch, bint far, bint stream) noexcept nogil:
+                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                               const real *factor, real *out, Py_ssize_t out_step, real *scratch, bint far,
+                               bint stream) noexcept nogil:
     """By whole lines of lanes, the last of which overlap those before. Where an input is written, or there is but one, they
     are copied instead."""
     cdef Py_ssize_t c, left, lacking, width, r = 0
@@ -256,7 +257,7 @@ cdef inline void strip_at_once(int operation, const real *x, Py_ssize_t x_step, 
         if width > 0:
             soon.one = x + r + width
             soon.other = out + r + width if not stream else NULL
-            lanes_at_once(operation, width // MOST_LANES, x + r, x_step, y + r, y_step, classes, state, r,
+            lanes_at_once(operation, width // MOST_LANES, x + r, x_step, y + r, y_step, classes, state, first + r,
                           factor + r if factor != NULL else factor, out + r, out_step,
                           &soon if (far or is_backward(operation)) and r + width < rows else NULL, stream)
             r += width
@@ -264,7 +265,7 @@ cdef inline void strip_at_once(int operation, const real *x, Py_ssize_t x_step, 
             copy_lanes(x + r, x_step, left, classes, MOST_LANES, x_lanes)
             if has_two(operation):
                 copy_lanes(y + r, y_step, left, classes, MOST_LANES, y_lanes)
-            lanes_at_once(operation, 1, x_lanes, MOST_LANES, y_lanes, MOST_LANES, classes, state, r,
+            lanes_at_once(operation, 1, x_lanes, MOST_LANES, y_lanes, MOST_LANES, classes, state, first + r,
                           factor + r if factor != NULL else factor, x_lanes, MOST_LANES, NULL, False)
             for c in range(classes if out != NULL else 0):
                 memcpy(out + r + c * out_step, x_lanes + c * MOST_LANES, left * sizeof(real))
@@ -272,39 +273,43 @@ cdef inline void strip_at_once(int operation, const real *x, Py_ssize_t x_step, 
 
 
 cdef inline void strip_in_groups(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
-                                 Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const real *factor, real *out,
-                                 Py_ssize_t out_step, real *scratch) noexcept nogil:
+                                 Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                                 const real *factor, real *out, Py_ssize_t out_step, real *scratch) noexcept nogil:
     """The same a GROUP at a time."""
-    cdef Py_ssize_t c, n, r = 0
+    cdef Py_ssize_t c, n, x_here_step, y_here_step, out_here_step, r = 0
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
+    cdef const real *x_here
+    cdef const real *y_here
+    cdef real *out_here
     while r < rows:
         if r + GROUP > rows >= GROUP and out != x and out != y:
             r = rows - GROUP
         n = min(rows - r, <Py_ssize_t> GROUP)
-        if n == GROUP:
-            lanes_group(operation, True, GROUP, x + r, x_step, y + r, y_step, n, classes, state, r,
-                        factor + r if factor != NULL else factor, out + r, out_step, NULL, NULL)
-        else:
-            copy_lanes(x + r, x_step, n, classes, GROUP, x_lanes)
+        x_here, y_here, out_here = x + r, y + r, out + r
+        x_here_step, y_here_step, out_here_step = x_step, y_step, out_step
+        if n < GROUP:
+            copy_lanes(x_here, x_step, n, classes, GROUP, x_lanes)
             if has_two(operation):
-                copy_lanes(y + r, y_step, n, classes, GROUP, y_lanes)
-            lanes_group(operation, True, GROUP, x_lanes, GROUP, y_lanes, GROUP, n, classes, state, r,
-                        factor + r if factor != NULL else factor, x_lanes, GROUP, NULL, NULL)
-            for c in range(classes if out != NULL else 0):
-                memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
+                copy_lanes(y_here, y_step, n, classes, GROUP, y_lanes)
+            x_here, y_here, out_here = x_lanes, y_lanes, x_lanes
+            x_here_step = y_here_step = out_here_step = GROUP
+        lanes_group(operation, True, GROUP, x_here, x_here_step, y_here, y_here_step, n, classes, state, first + r,
+                    factor + r if factor != NULL else factor, out_here, out_here_step, NULL, NULL)
+        for c in range(classes if n < GROUP and out != NULL else 0):
+            memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
         r += GROUP
 
 
 cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                    Py_ssize_t classes, const RowState *state, const real *factor, real *out, Py_ssize_t out_step,
-                    real *scratch, bint far, bint stream) noexcept nogil:
+                    Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
+                    Py_ssize_t out_step, real *scratch, bint far, bint stream) noexcept nogil:
     """Lanes of up to SHORT_CLASSES classes."""
     cylsm_require(classes <= SHORT_CLASSES)
     if fits_at_once(operation, classes):
-        strip_at_once(operation, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch, far, stream)
+        strip_at_once(operation, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, scratch, far, stream)
     else:
-        strip_in_groups(operation, x, x_step, y, y_step, rows, classes, state, factor, out, out_step, scratch)
+        strip_in_groups(operation, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, scratch)
 
 
 # ---- few classes: rows are the lanes -------------------------------------------------------------------------------

@@ -106,8 +106,9 @@ ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, con
 # The same of lanes. Up to NEAR_CLASSES are asked for ahead where they are `far`, and gradients' always; where `stream` they
 # are written around the caches.
 ctypedef void (*few_strip_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
-                                  Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
-                                  void *out, Py_ssize_t out_step, void *scratch, bint far, bint stream) noexcept nogil
+                                  Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                                  const void *factor, void *out, Py_ssize_t out_step, void *scratch, bint far,
+                                  bint stream) noexcept nogil
 # The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y, but where
 # it is streamed around the caches. `far`: the arrays take half of the last-level cache, or more.
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
