@@ -100,10 +100,11 @@ cdef enum:
     # row on: log_softmax_backward of 100000 x 64 1.03 and 1.30.
     STREAM_ROW_BYTES = 1024
     STREAM_RUN_BYTES = 512          # the same of lanes,
-    # if a lane has more than so many bytes; only those are asked for ahead, too, but for gradients, which few_strip always asks
-    # for and never streams. Fewer arrays at a time the processor foresees itself: log_softmax of 16 x 2 x 512 x 512 float32
-    # takes 1.9 ms, and would take 3.0; of 64 x 8 x 128 x 128 2.2, and not 3.3.
-    FEWEST_FAR_BYTES = 16
+    # if a lane has more than so many classes, or is double; only those are asked for ahead, too, but for gradients, which few_strip
+    # always asks for and never streams. Fewer arrays at a time the processor foresees itself: log_softmax of 16 x 2 x 512 x 512
+    # float32 takes 1.9 ms, and would take 3.0, softmax of 4 x 3 x 512 x 512 0.58, and would 0.68; of float64 2 classes 1.8, and
+    # otherwise 2.1; log_softmax of 64 x 8 x 128 x 128 float32 2.2, and otherwise 3.3.
+    FORESEEN_CLASSES = 4
     # Rows of so many classes go to forward_rows. It takes on two threads, and blocks of rows: softmax of 2048 x 257 float32
     # 58 us and 66, of 500 x 250 13.1 and 15.1; of 1000 x 130 float64 43.7 and 42.0, log_softmax of 4096 x 144 float32 83 and 80.
     FORWARD_CLASSES = 192
@@ -322,6 +323,10 @@ cdef Py_ssize_t span_of(const Plan *plan, bint backward) noexcept nogil:
     return clamp(most // across, 1, task.shape[task.ndim - 2])
 
 
+cdef inline bint is_foreseen(const Plan *plan) noexcept nogil:
+    return plan.task.classes <= FORESEEN_CLASSES and not plan.task.wide
+
+
 cdef bint streams(const Plan *plan, Py_ssize_t row_bytes, bint backward) noexcept nogil:
     """Whether out is worth streaming where the caches cannot hold it. Never the gradient by labels, of which single elements
     are written again."""
@@ -330,7 +335,7 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes, bint backward) noexcep
         return False
     if plan.backward and plan.kernels.streams_more:
         return True
-    if plan.regime == STRIP and plan.task.classes <= NEAR_CLASSES and (row_bytes <= FEWEST_FAR_BYTES or backward):
+    if plan.regime == STRIP and plan.task.classes <= NEAR_CLASSES and (is_foreseen(plan) or backward):
         return False
     if plan.regime == STRIP:
         return min(plan.block_rows, plan.task.shape[plan.task.ndim - 1]) * plan.size >= STREAM_RUN_BYTES
@@ -646,7 +651,7 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
                                    task.classes, &block.state, i * run,
                                    <char *> block.factor + i * run * plan.size if task.has_factor else NULL,
                                    <char *> out + i * out_run, out_step, worker.transposed,
-                                   plan.far and task.classes * plan.size > FEWEST_FAR_BYTES, plan.stream)
+                                   plan.far and not is_foreseen(plan), plan.stream)
     else:
         plan.kernels.few_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
                               block.factor if task.has_factor else NULL, out, out_step, worker.transposed)
