@@ -76,6 +76,7 @@ cdef enum:
     RUN_OF_VECTORS = 48
     VECTOR = 16
     SPANNED_ROWS = 256
+    MOST_SPANNED_ROWS = 1024        # where they lie: gradients of 1000 x 3 x 16 x 16 float32 take 101 us so, and 110 with 256
     LINE = 16                       # elements in 64 bytes, at most
     MOST_TILE = 8388608             # elements: ties are counted in float
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
@@ -309,7 +310,7 @@ cdef bint takes_run_by_run(const Plan *plan, bint backward) noexcept nogil:
     """Few classes are computed in whole groups of rows, whether they are there or not; a gradient's, of three arrays to copy,
     in whole vectors. Gradients of 128 x 10 x 4 x 4 along the second axis take 15 us run by run, and 7 if the runs are copied."""
     cdef Py_ssize_t across = plan.task.shape[plan.task.ndim - 1]
-    if backward and plan.task.classes <= NEAR_CLASSES:
+    if backward and plan.task.classes <= SHORT_CLASSES:
         return plan.regime == STRIP and (across % VECTOR == 0 or across >= RUN_OF_VECTORS)
     return plan.regime == STRIP and fills_groups(across, backward)
 
@@ -320,6 +321,8 @@ cdef Py_ssize_t span_of(const Plan *plan, bint backward) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], most = SPANNED_ROWS if plan.regime == STRIP else plan.block_rows
     if task.ndim == 1 or not task.runs_join or not plan.at_once or (plan.regime == FEW and fills_groups(across, backward)):
         return 1
+    if plan.run_by_run:
+        most = clamp(task.rows // MANY_BLOCKS, SPANNED_ROWS, MOST_SPANNED_ROWS)
     return clamp(most // across, 1, task.shape[task.ndim - 2])
 
 

@@ -108,8 +108,11 @@ cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssiz
             total[j] = carry[j] = ties[j] = 0
         if not backward:
             lanes_max(summed, width, x, x_step, x, 0, classes, top)
-        lanes_sum(summed, softmax, not products, NEAR, width, x, x_step, y, y_step, classes, top, total, carry, ties, ties, exps,
-                  width, NULL)
+        if classes <= NEAR_CLASSES and not products:
+            lanes_sum(summed, softmax, True, NEAR, width, x, x_step, x, 0, classes, top, total, carry, ties, ties, exps, width, NULL)
+        elif backward:
+            lanes_sum(operation, False, False, NEAR, width, x, x_step, y, y_step, classes, top, total, carry, ties, ties, exps, width,
+                      NULL)
         for j in range(0 if backward else width):
             total[j] = total[j] * exp_unit(x)
             carry[j] = carry[j] * exp_unit(x)
@@ -193,7 +196,10 @@ cdef void lanes_at_once(int operation, Py_ssize_t lines, const real *x, Py_ssize
 
 
 cdef inline bint fits_at_once(int operation, Py_ssize_t classes) noexcept nogil:
-    return 2 <= classes <= NEAR_CLASSES and (operation <= SOFTMAX_BACKWARD and operation != LOGSUMEXP_WEIGHTED)
+    """Whether at_once takes them. The sums of more would need references."""
+    if is_backward(operation):
+        return 2 <= classes <= SHORT_CLASSES
+    return 2 <= classes <= NEAR_CLASSES and operation <= SOFTMAX_GRADIENT and operation != LOGSUMEXP_WEIGHTED
 
 
 cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -203,7 +209,7 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
     """Reduces, finishes and, if asked to, writes `width` lanes, `rows` of which are rows that are there. The state has room
     for as many from `first`."""
     cdef bint softmax, mixture = operation == MIXTURE or operation == MIXTURE_COST
-    if width == GROUP and fits_at_once(operation, classes):
+    if width == GROUP and classes <= NEAR_CLASSES and fits_at_once(operation, classes):
         ask_meanwhile(in_reduce, 0, classes, width * <Py_ssize_t> sizeof(real))
         ask_meanwhile(in_apply, 0, classes, width * <Py_ssize_t> sizeof(real))
         lanes_at_once(operation, GROUP // MOST_LANES, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL,
