@@ -19,6 +19,7 @@ from cylsm._kernels cimport (
     BLOCK_BESIDE,
     FORWARD_SCRATCH,
     GROUP,
+    LONG_GROUP,
     LONGEST_SOFTMAX,
     LOG_SOFTMAX,
     LOG_SOFTMAX_BACKWARD,
@@ -57,7 +58,7 @@ cdef enum:
     MOST_BLOCK_ROWS = 128           # log_softmax of 4096 x 128 float32 takes 79 us so, and 85 with 32
     FEWER_BYTES = 32768             # blocks are halved down to this, so that threads have
     MANY_BLOCKS = 8                 # so many of them
-    EQUAL_BLOCKS = 4                # and their number is a multiple of this
+    EQUAL_BLOCKS = 16               # of fewer a thread, each gets as many
     FEW_BLOCKS = 8                  # rows of tiles, so few that threads are likely to share them
     STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
     MOST_STRIP_TILES = 16           # each has a state of its own
@@ -78,6 +79,8 @@ cdef enum:
     SPANNED_ROWS = 256
     MOST_SPANNED_ROWS = 1024        # where they lie: gradients of 1000 x 3 x 16 x 16 float32 take 101 us so, and 110 with 256
     LINE = 16                       # elements in 64 bytes, at most
+    LINE_BYTES = 64
+    FOLDED = 4                      # rows whose sums are folded together
     MOST_TILE = 8388608             # elements: ties are counted in float
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
     # float32 along the first axis takes 11 ms so, with 256 lanes, and 18 ms with 64.
@@ -319,11 +322,12 @@ cdef Py_ssize_t span_of(const Plan *plan, bint backward) noexcept nogil:
     """How many runs of the last row axis a block has: what a block costs beside its elements shows where they are short."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t across = task.shape[task.ndim - 1], most = SPANNED_ROWS if plan.regime == STRIP else plan.block_rows
-    if task.ndim == 1 or not task.runs_join or not plan.at_once or (plan.regime == FEW and fills_groups(across, backward)):
+    cdef Py_ssize_t runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
+    if runs <= 1 or not task.runs_join or not plan.at_once or (plan.regime == FEW and fills_groups(across, backward)):
         return 1
     if plan.run_by_run:
         most = clamp(task.rows // MANY_BLOCKS, SPANNED_ROWS, MOST_SPANNED_ROWS)
-    return clamp(most // across, 1, task.shape[task.ndim - 2])
+    return equal_part(runs, clamp(most // across, 1, runs), task.rows // (across * runs), plan.threads)
 
 
 cdef inline bint is_foreseen(const Plan *plan) noexcept nogil:
@@ -358,6 +362,28 @@ cdef void share_tiles(Plan *plan, Py_ssize_t row_work) noexcept nogil:
     plan.together = plan.blocks - plan.whole if plan.by_tiles and at_once else 1
 
 
+cdef Py_ssize_t equal_part(Py_ssize_t whole, Py_ssize_t most, Py_ssize_t times, int threads) noexcept nogil:
+    """The size of equal parts of `whole`, at most `most`, so many that threads get equal shares of `times` as many."""
+    cdef Py_ssize_t parts = (whole + most - 1) // most
+    while times * parts < EQUAL_BLOCKS * threads and times * parts % threads != 0:
+        parts += 1
+    return (whole + parts - 1) // parts
+
+
+cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
+    """Rows of a block, in whole groups of what the kernels take together. In blocks of 256 one of two threads would have 512 of
+    600 rows: log_softmax_backward of 600 x 56 float32 takes 5.6 us so, and otherwise 8.2."""
+    cdef const Task *task = plan.task
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], together = 1
+    if plan.regime == STRIP:
+        together = LINE
+    elif plan.regime == FEW and (plan.backward or plan.softmax_rows):
+        together = FOLDED
+    elif plan.regime == FEW:
+        together = GROUP if task.classes * plan.size <= LINE_BYTES else LONG_GROUP
+    return (equal_part(across, plan.block_rows, task.rows // across, plan.threads) + together - 1) // together * together
+
+
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, moved
@@ -385,17 +411,18 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         while (plan.block_rows > 1 and plan.block_rows * row_bytes > FEWER_BYTES
                and task.rows < MANY_BLOCKS * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
-        # A few threads get equal shares: log_softmax of 2048 x 257 float32 in 17 blocks would be shared as 1143 rows and 905.
-        plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows
-        if plan.blocks_across > MANY_BLOCKS and plan.tiles == 1:
-            plan.blocks_across = (plan.blocks_across + EQUAL_BLOCKS - 1) // EQUAL_BLOCKS * EQUAL_BLOCKS
-            plan.block_rows = (across + plan.blocks_across - 1) // plan.blocks_across
     else:
         # As many lanes as L2 can hold of a tile: long runs, so that a page is read for more than a line or two.
         plan.block_rows = GRADIENT_LANES if backward and task.classes <= SHORT_CLASSES else MOST_LANES
         while plan.block_rows > LEAST_LANES and (plan.block_rows * row_bytes > STRIP_BYTES
                                                  or task.rows < 2 * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
+    plan.backward = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
+    plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
+                         and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
+    plan.threads = threads_for(work)
+    if plan.tiles == 1:
+        plan.block_rows = equal_rows(plan)
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.run_by_run = takes_run_by_run(plan, backward)
     plan.span = span_of(plan, backward)
@@ -408,15 +435,13 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
     # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 would take 5.6 us on two, and
     # takes 4.2 on one.
-    plan.threads = threads_for(work * 3 // 4 if plan.tiles > 1 and plan.blocks < FEW_BLOCKS else work)
-    plan.backward = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
+    if plan.tiles > 1 and plan.blocks < FEW_BLOCKS:
+        plan.threads = threads_for(work * 3 // 4)
     moved = (1 + (task.y.data != NULL) + (task.out.data != NULL)) * task.rows * task.classes * plan.size
     plan.far = moved >= last_level_cache_bytes // 2
     plan.beyond = moved >= last_level_cache_bytes
     share_tiles(plan, row_work)
     plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes, backward)
-    plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
-                         and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
                     and (task.classes >= FORWARD_CLASSES or (plan.far and row_bytes >= FAR_FORWARD_BYTES))
                     and not plan.softmax_rows
