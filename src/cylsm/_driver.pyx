@@ -114,7 +114,9 @@ cdef enum:
     FORWARD_CLASSES = 192
     # And so do rows of so many bytes where they are far: log_softmax of 40000 x 300 takes 1.54 ms, and in blocks 1.91.
     FAR_FORWARD_BYTES = 512
-    ROW_WORK = 16                   # what a row takes beside its elements, its logarithm above all, in elements
+    # What a row takes beside its elements, in elements: its logarithm above all, and where few are transposed that.
+    ROW_WORK = 8
+    LANE_WORK = 4                   # and a lane
 
 cdef enum Regime:
     FEW
@@ -387,12 +389,14 @@ cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, moved
-    cdef Py_ssize_t row_work = (task.classes + ROW_WORK) * (8 if task.wide else 4) // 4, work = task.rows * row_work
+    cdef Py_ssize_t row_work, work
     cdef bint backward = task.operation == LOG_SOFTMAX_BACKWARD or task.operation == SOFTMAX_BACKWARD
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
     plan.regime = regime_of(task, plan.size)
+    row_work = (task.classes + (LANE_WORK if plan.regime == STRIP else ROW_WORK)) * plan.size // 4
+    work = task.rows * row_work
     # The last tile has SHORTEST_ROW classes at least.
     plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
     while plan.regime == STRIP and task.classes > MOST_STRIP_TILES * plan.tile and plan.tile < MOST_TILE:
@@ -433,10 +437,10 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.x_direct = is_direct(plan, &task.x)
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
-    # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 would take 5.6 us on two, and
-    # takes 4.2 on one.
+    # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 would take 6.7 us on two, and
+    # takes 4.9 on one; of 1 x 33000 5.6, and 5.9.
     if plan.tiles > 1 and plan.blocks < FEW_BLOCKS:
-        plan.threads = threads_for(work * 3 // 4)
+        plan.threads = threads_for(work * 2 // 3)
     moved = (1 + (task.y.data != NULL) + (task.out.data != NULL)) * task.rows * task.classes * plan.size
     plan.far = moved >= last_level_cache_bytes // 2
     plan.beyond = moved >= last_level_cache_bytes

@@ -57,9 +57,10 @@ cdef extern from *:
     void cylsm_watch_forks()
 
 cdef enum:
-    # Elements that a thread must have to be worth waking. Two take 4.5 us instead of 5.8 for log_softmax of 512 x 32 float32,
-    # which counts as 24,576, and 3.8 instead of 4.3 for 1000 x 10; for 24 x 1000 they would take as long as one.
-    GRAIN = 12288
+    # Elements that a thread must have to be worth waking. Beside libraries whose threads spin, two take 3.9 us instead of 4.5 for
+    # log_softmax_backward of 512 x 32 float32, which counts as 20,480, and 4.5 instead of 5.0 of 900 x 16; of 64 x 256 along
+    # the first axis, 17,408, they would take 4.3 instead of 4.0.
+    GRAIN = 9216
 
 cdef int chosen = 0     # set_num_threads; 0: no limit
 cdef int granted        # by the control group's quota, and all the processors where affinity is unknown
