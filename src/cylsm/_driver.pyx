@@ -116,7 +116,7 @@ cdef enum:
     FAR_FORWARD_BYTES = 512
     # What a row takes beside its elements, in elements: its logarithm above all, and where few are transposed that.
     ROW_WORK = 8
-    LANE_WORK = 4                   # and a lane
+    LANE_WORK = 2                   # and a lane
 
 cdef enum Regime:
     FEW
