@@ -71,6 +71,25 @@ cdef inline void copy_bytes(char *out, const char *x, Py_ssize_t n) noexcept nog
         memcpy(out, x, 4)
 
 
+cdef inline bint lies_across(const element *type_only, const real *other, const void *data, Py_ssize_t outer_stride,
+                             Py_ssize_t inner_stride, Py_ssize_t outer, Py_ssize_t inner) noexcept nogil:
+    """Whether turn_over can take what has these strides."""
+    return (is_same(type_only, other) and outer_stride == sizeof(real) and inner_stride % <Py_ssize_t> sizeof(real) == 0
+            and <size_t> data % sizeof(real) == 0 and outer >= 4 and inner >= 4)
+
+
+cdef inline void turn_over(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t columns, real *out,
+                           Py_ssize_t out_step) noexcept nogil:
+    """out[i * out_step + j] = x[j * x_step + i] of at least four rows and columns, the last of which overlap others. softmax of
+    32 x 128 x 3 x 3 float32 takes 18 us so, and element by element 28."""
+    cdef Py_ssize_t i, j, r, c
+    for j in range(0, columns, 4):
+        c = min(j, columns - 4)
+        for i in range(0, rows, 4):
+            r = min(i, rows - 4)
+            transpose(x + c * x_step + r, x_step, out + r * out_step + c, out_step)
+
+
 cdef inline real real_of(const real *type_only, element v, bint half) noexcept nogil:
     if half:
         return <real> float_of_half(<uint16_t> v)
@@ -82,6 +101,9 @@ cdef inline void load_as(const element *type_only, bint half, bint swapped, cons
                          Py_ssize_t out_step) noexcept nogil:
     cdef Py_ssize_t i, j
     cdef const char *row
+    if not swapped and lies_across(type_only, out, data, outer_stride, inner_stride, outer, inner):
+        turn_over(<const real *> data, inner_stride // <Py_ssize_t> sizeof(real), outer, inner, out, out_step)
+        return
     for i in range(outer):
         row = data + i * outer_stride
         if is_same(type_only, out) and not swapped and inner_stride == sizeof(element):
@@ -128,6 +150,9 @@ cdef inline void store_as(bint half, element type_only, const real *x, Py_ssize_
                           Py_ssize_t inner, char *data, Py_ssize_t outer_stride, Py_ssize_t inner_stride) noexcept nogil:
     cdef Py_ssize_t i, j
     cdef element v
+    if lies_across(&v, x, data, outer_stride, inner_stride, outer, inner):
+        turn_over(x, x_step, inner, outer, <real *> data, inner_stride // <Py_ssize_t> sizeof(real))
+        return
     for i in range(outer):
         if is_same(&v, x) and inner_stride == sizeof(element):
             copy_bytes(data + i * outer_stride, <const char *> (x + i * x_step), inner * <Py_ssize_t> sizeof(real))
