@@ -122,6 +122,32 @@ def test_number_of_threads_changes_no_bit(function, shape, axis, dtype, seed, th
 
 
 @on_each_isa
+@openmp
+@pytest.mark.usefixtures("eight_processors")
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2100, 10), 1), ((600, 56), 1), ((700, 300), 1), ((6, 3000), 0), ((9, 4, 31, 40), 1)]
+)
+def test_number_of_threads_changes_no_sum(shape, axis, seed):
+    """Of losses that cancel, so that what is added first would show."""
+    rng = np.random.default_rng(seed)
+    classes = shape[axis]
+    rows = shape[:axis] + shape[axis + 1 :]
+    pairs = rng.normal(size=classes // 2)
+    logits = np.broadcast_to(np.expand_dims(np.repeat(pairs, 2), [i for i in range(len(shape)) if i != axis]), shape)
+    weight = np.ravel(np.stack([10 ** rng.uniform(-12, 15, classes // 2), np.zeros(classes // 2)], axis=1))
+    weight[1::2] = -weight[::2]
+    target = np.repeat(rng.integers(classes // 2, size=math.prod(rows) // 2), 2) * 2
+    target[1::2] += 1
+    target = np.append(target, np.full(math.prod(rows) - target.size, -100))
+    rng.shuffle(target)
+    sums = set()
+    for threads in (1, *THREADS):
+        cylsm.set_num_threads(threads)
+        sums.add(cylsm.cross_entropy(logits, target.reshape(rows), axis, weight=weight, reduction="sum").tobytes())
+    assert len(sums) == 1
+
+
+@on_each_isa
 @each_function
 @each_dtype
 @pytest.mark.parametrize("classes", PLACED)

@@ -58,7 +58,9 @@ cdef enum:
     MOST_BLOCK_ROWS = 128           # log_softmax of 4096 x 128 float32 takes 79 us so, and 85 with 32
     FEWER_BYTES = 32768             # blocks are halved down to this, so that threads have
     MANY_BLOCKS = 8                 # so many of them
-    EQUAL_BLOCKS = 16               # of fewer a thread, each gets as many
+    EQUAL_BLOCKS = 16               # a thread: of fewer, all threads get the same number
+    # Threads among which rows that are added up are shared equally: their sums may not depend on how many there are.
+    SUMMED_SHARES = 4
     FEW_BLOCKS = 8                  # rows of tiles, so few that threads are likely to share them
     STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
     MOST_STRIP_TILES = 16           # each has a state of its own
@@ -70,14 +72,15 @@ cdef enum:
     # are left over, where a thread's part of these is SHARED_WORK elements. Softmax of 9 x 100000 float64 takes 200 us so, and 218.
     FEW_ROUNDS = 4
     SHARED_WORK = 24576
-    # Few classes in runs of so many lanes and more are computed where they lie, and in runs of whole groups, or, up to
-    # NEAR_CLASSES of a gradient, of vectors. Of others SPANNED_ROWS lanes are copied side by side: log_softmax of 128 x 10 x 9 x 9
-    # float32 takes 23 us so, otherwise 27, and with 512 lanes 24.
+    # Runs of few classes are computed where they lie if they are a group or have so many lanes; a gradient's, of which three
+    # arrays would be copied, if they are whole lines or have RUN_OF_LINES: of 64 x 6 x 7 x 7 float64 they take 9 us so, and 11.
+    # Others are copied side by side, SPANNED_ROWS lanes to a block: log_softmax of 128 x 10 x 9 x 9 float32 takes 23 us so,
+    # otherwise 27, and with 512 24.
     RUN_OF_GROUPS = 96
-    RUN_OF_VECTORS = 48
-    VECTOR = 16
+    RUN_OF_LINES = 48
     SPANNED_ROWS = 256
-    MOST_SPANNED_ROWS = 1024        # where they lie: gradients of 1000 x 3 x 16 x 16 float32 take 101 us so, and 110 with 256
+    # A block of several runs where they lie has up to so many: gradients of 1000 x 3 x 16 x 16 float32 101 us, with 256 110.
+    MOST_SPANNED_ROWS = 1024
     LINE = 16                       # elements in 64 bytes, at most
     LINE_BYTES = 64
     FOLDED = 4                      # rows whose sums are folded together
@@ -103,20 +106,21 @@ cdef enum:
     # 33000 x 257 1.19 and 1.17, of 70000 x 128 1.61 and 1.50. Gradients, whose sums take little beside memory, from the shortest
     # row on: log_softmax_backward of 100000 x 64 1.03 and 1.30.
     STREAM_ROW_BYTES = 1024
-    STREAM_RUN_BYTES = 512          # the same of lanes,
-    # if a lane has more than so many classes, or is double; only those are asked for ahead, too, but for gradients, which few_strip
-    # always asks for and never streams. Fewer arrays at a time the processor foresees itself: log_softmax of 16 x 2 x 512 x 512
-    # float32 takes 1.9 ms, and would take 3.0, softmax of 4 x 3 x 512 x 512 0.58, and would 0.68; of float64 2 classes 1.8, and
-    # otherwise 2.1; log_softmax of 64 x 8 x 128 x 128 float32 2.2, and otherwise 3.3.
+    # The same of lanes. Of few classes the processor foresees the next lanes itself, and they are neither asked for ahead nor
+    # streamed: up to so many of float32; two of float64 take 1.8 ms asked for and streamed, and 2.1. log_softmax of 16 x 2 x
+    # 512 x 512 float32 takes 1.9 ms so, and would take 3.0; softmax of 4 x 3 x 512 x 512 0.58, and 0.68. Of more: log_softmax
+    # of 64 x 8 x 128 x 128 2.2 asked for, and otherwise 3.3. Gradients few_strip always asks for and never streams.
+    STREAM_RUN_BYTES = 512
     FORESEEN_CLASSES = 4
     # Rows of so many classes go to forward_rows. It takes on two threads, and blocks of rows: softmax of 2048 x 257 float32
     # 58 us and 66, of 500 x 250 13.1 and 15.1; of 1000 x 130 float64 43.7 and 42.0, log_softmax of 4096 x 144 float32 83 and 80.
     FORWARD_CLASSES = 192
     # And so do rows of so many bytes where they are far: log_softmax of 40000 x 300 takes 1.54 ms, and in blocks 1.91.
     FAR_FORWARD_BYTES = 512
-    # What a row takes beside its elements, in elements: its logarithm above all, and where few are transposed that.
+    # What a row, or a lane, takes beside its elements, in elements, chosen with GRAIN and its examples: the logarithm, and in a
+    # row of few classes its transposition.
     ROW_WORK = 8
-    LANE_WORK = 2                   # and a lane
+    LANE_WORK = 2
 
 cdef enum Regime:
     FEW
@@ -154,7 +158,7 @@ cdef struct Plan:
     bint beyond                     # they take all of it, or more
     bint stream                     # out is written around the caches
     bint at_once                    # one kernel reduces, finishes and writes a block:
-    bint backward                   # backward_rows,
+    bint backward_rows              # backward_rows,
     bint forward                    # forward_rows,
     bint softmax_rows               # softmax_rows, or otherwise few_rows or few_strip
     bint stateless                  # one of these, which keep no state
@@ -262,7 +266,8 @@ cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
     cdef const Task *task = plan.task
     if not operand.native:
         return False
-    if plan.span > 1 and not plan.run_by_run and run_stride(task, operand) != task.shape[task.ndim - 1] * row_stride(plan, operand):
+    if (plan.span > 1 and not plan.run_by_run
+            and run_stride(task, operand) != task.shape[task.ndim - 1] * row_stride(plan, operand)):
         return False
     if plan.regime == STRIP:
         along, across = row_stride(plan, operand), operand.class_stride
@@ -287,6 +292,10 @@ cdef inline bint is_softmax(int operation) noexcept nogil:
     return operation == SOFTMAX or operation == SOFTMAX_GRADIENT
 
 
+cdef inline bint is_backward(int operation) noexcept nogil:
+    return operation == LOG_SOFTMAX_BACKWARD or operation == SOFTMAX_BACKWARD
+
+
 cdef inline bint is_mixture(int operation) noexcept nogil:
     return operation == MIXTURE or operation == MIXTURE_COST
 
@@ -307,48 +316,82 @@ cdef bint takes_few_lanes(const Task *task) noexcept nogil:
     return (task.classes <= (NEAR_CLASSES if far_apart else SHORT_CLASSES)) and task.operation != LOGSUMEXP_WEIGHTED
 
 
-cdef inline bint fills_groups(Py_ssize_t rows, bint backward) noexcept nogil:
-    return rows == GROUP or rows >= (GROUP if backward else RUN_OF_GROUPS)
+cdef Py_ssize_t equal_part(Py_ssize_t whole, Py_ssize_t most, Py_ssize_t least, Py_ssize_t wholes, int shares) noexcept nogil:
+    """The size of equal parts of `whole`, at most `most`; where `wholes` times as many are few, and none less than `least`, a
+    number that can be shared evenly, but for what rounding takes from the last."""
+    cdef Py_ssize_t parts = (whole + most - 1) // most
+    while wholes * parts < EQUAL_BLOCKS * shares and wholes * parts % shares != 0 and (parts + 1) * least <= whole:
+        parts += 1
+    return (whole + parts - 1) // parts
 
 
-cdef bint takes_run_by_run(const Plan *plan, bint backward) noexcept nogil:
-    """Few classes are computed in whole groups of rows, whether they are there or not; a gradient's, of three arrays to copy,
-    in whole vectors. Gradients of 128 x 10 x 4 x 4 along the second axis take 15 us run by run, and 7 if the runs are copied."""
+cdef inline int shares_of(const Plan *plan) noexcept nogil:
+    return SUMMED_SHARES if plan.task.adds_up else plan.threads
+
+
+cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
+    """Rows of a block, in whole groups where the regime has them. In blocks of 256 one of two threads would have 512 of 600 rows:
+    log_softmax_backward of 600 x 56 float32 takes 5.6 us so, and otherwise 8.2."""
+    cdef const Task *task = plan.task
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], together = 1, rows
+    if plan.regime == STRIP and plan.at_once and task.classes > NEAR_CLASSES and not is_backward(task.operation):
+        together = GROUP
+    elif plan.regime == STRIP:
+        together = LINE
+    elif plan.regime == FEW and (plan.backward_rows or plan.softmax_rows):
+        together = FOLDED
+    elif plan.regime == FEW:
+        together = GROUP if task.classes * plan.size <= LINE_BYTES else LONG_GROUP
+    rows = equal_part(across, plan.block_rows, 2 * together if together > 1 else 1, task.rows // across, shares_of(plan))
+    return (rows + together - 1) // together * together
+
+
+cdef inline bint fills_groups(Py_ssize_t rows) noexcept nogil:
+    return rows == GROUP or rows >= RUN_OF_GROUPS
+
+
+cdef bint takes_run_by_run(const Plan *plan) noexcept nogil:
+    """Whether few_strip takes the runs where they lie: if they are so long, or so even, that copying them would take longer
+    than the lanes that it computes twice. Gradients of 64 x 10 x 3 x 3 float64 along the second axis take 10 us so, and
+    copied 6.3."""
     cdef Py_ssize_t across = plan.task.shape[plan.task.ndim - 1]
-    if backward and plan.task.classes <= SHORT_CLASSES:
-        return plan.regime == STRIP and (across % VECTOR == 0 or across >= RUN_OF_VECTORS)
-    return plan.regime == STRIP and fills_groups(across, backward)
+    if plan.regime != STRIP or not plan.at_once:
+        return False
+    if is_backward(plan.task.operation):
+        return across % LINE == 0 or across >= RUN_OF_LINES
+    return fills_groups(across)
 
 
-cdef Py_ssize_t span_of(const Plan *plan, bint backward) noexcept nogil:
+cdef Py_ssize_t span_of(const Plan *plan) noexcept nogil:
     """How many runs of the last row axis a block has: what a block costs beside its elements shows where they are short."""
     cdef const Task *task = plan.task
-    cdef Py_ssize_t across = task.shape[task.ndim - 1], most = SPANNED_ROWS if plan.regime == STRIP else plan.block_rows
-    cdef Py_ssize_t runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
-    if runs <= 1 or not task.runs_join or not plan.at_once or (plan.regime == FEW and fills_groups(across, backward)):
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
+    cdef Py_ssize_t most = SPANNED_ROWS if plan.regime == STRIP else plan.block_rows
+    if runs <= 1 or not task.runs_join or not plan.at_once or (plan.regime == FEW and fills_groups(across)):
         return 1
     if plan.run_by_run:
         most = clamp(task.rows // MANY_BLOCKS, SPANNED_ROWS, MOST_SPANNED_ROWS)
-    return equal_part(runs, clamp(most // across, 1, runs), task.rows // (across * runs), plan.threads)
+    return equal_part(runs, clamp(most // across, 1, runs), 1, task.rows // (across * runs), shares_of(plan))
 
 
 cdef inline bint is_foreseen(const Plan *plan) noexcept nogil:
     return plan.task.classes <= FORESEEN_CLASSES and not plan.task.wide
 
 
-cdef bint streams(const Plan *plan, Py_ssize_t row_bytes, bint backward) noexcept nogil:
+cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
     """Whether out is worth streaming where the caches cannot hold it. Never the gradient by labels, of which single elements
-    are written again."""
+    are written again; of what few_strip takes, what at_once writes but gradients."""
     cdef int operation = plan.task.operation
     if operation == SOFTMAX_GRADIENT or (operation == SOFTMAX and not plan.kernels.streams_more):
         return False
-    if plan.backward and plan.kernels.streams_more:
+    if plan.backward_rows and plan.kernels.streams_more:
         return True
-    if plan.regime == STRIP and plan.task.classes <= NEAR_CLASSES and (is_foreseen(plan) or backward):
+    if plan.regime == STRIP and plan.at_once and (is_foreseen(plan) or is_backward(operation) or is_mixture(operation)
+                                                  or plan.task.classes > NEAR_CLASSES):
         return False
     if plan.regime == STRIP:
         return min(plan.block_rows, plan.task.shape[plan.task.ndim - 1]) * plan.size >= STREAM_RUN_BYTES
-    return (plan.regime == ROWS or plan.backward) and row_bytes >= STREAM_ROW_BYTES
+    return (plan.regime == ROWS or plan.backward_rows) and row_bytes >= STREAM_ROW_BYTES
 
 
 cdef void share_tiles(Plan *plan, Py_ssize_t row_work) noexcept nogil:
@@ -364,33 +407,10 @@ cdef void share_tiles(Plan *plan, Py_ssize_t row_work) noexcept nogil:
     plan.together = plan.blocks - plan.whole if plan.by_tiles and at_once else 1
 
 
-cdef Py_ssize_t equal_part(Py_ssize_t whole, Py_ssize_t most, Py_ssize_t times, int threads) noexcept nogil:
-    """The size of equal parts of `whole`, at most `most`, so many that threads get equal shares of `times` as many."""
-    cdef Py_ssize_t parts = (whole + most - 1) // most
-    while times * parts < EQUAL_BLOCKS * threads and times * parts % threads != 0:
-        parts += 1
-    return (whole + parts - 1) // parts
-
-
-cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
-    """Rows of a block, in whole groups of what the kernels take together. In blocks of 256 one of two threads would have 512 of
-    600 rows: log_softmax_backward of 600 x 56 float32 takes 5.6 us so, and otherwise 8.2."""
-    cdef const Task *task = plan.task
-    cdef Py_ssize_t across = task.shape[task.ndim - 1], together = 1
-    if plan.regime == STRIP:
-        together = LINE
-    elif plan.regime == FEW and (plan.backward or plan.softmax_rows):
-        together = FOLDED
-    elif plan.regime == FEW:
-        together = GROUP if task.classes * plan.size <= LINE_BYTES else LONG_GROUP
-    return (equal_part(across, plan.block_rows, task.rows // across, plan.threads) + together - 1) // together * together
-
-
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
-    cdef Py_ssize_t row_bytes, moved
-    cdef Py_ssize_t row_work, work
-    cdef bint backward = task.operation == LOG_SOFTMAX_BACKWARD or task.operation == SOFTMAX_BACKWARD
+    cdef Py_ssize_t row_bytes, row_work, work, moved
+    cdef bint backward = is_backward(task.operation)
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
@@ -421,36 +441,37 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         while plan.block_rows > LEAST_LANES and (plan.block_rows * row_bytes > STRIP_BYTES
                                                  or task.rows < 2 * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
-    plan.backward = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
+    plan.backward_rows = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
-    plan.threads = threads_for(work)
-    if plan.tiles == 1:
-        plan.block_rows = equal_rows(plan)
+    plan.threads = threads_for(work) if plan.tiles == 1 else 1
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
-    plan.run_by_run = takes_run_by_run(plan, backward)
-    plan.span = span_of(plan, backward)
-    plan.block_rows = across * plan.span if plan.span > 1 else min(plan.block_rows, across)
+    plan.run_by_run = takes_run_by_run(plan)
+    plan.span = span_of(plan)
+    if plan.span > 1:
+        plan.block_rows = across * plan.span
+    else:
+        plan.block_rows = min(equal_rows(plan) if plan.tiles == 1 else plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
     plan.blocks_down = (runs + plan.span - 1) // plan.span
     plan.blocks = task.rows // (across * runs) * plan.blocks_down * plan.blocks_across
     plan.x_direct = is_direct(plan, &task.x)
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
-    # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 would take 6.7 us on two, and
-    # takes 4.9 on one; of 1 x 33000 5.6, and 5.9.
-    if plan.tiles > 1 and plan.blocks < FEW_BLOCKS:
-        plan.threads = threads_for(work * 2 // 3)
+    if plan.tiles > 1:
+        # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 takes 4.9 us on one, and
+        # would take 6.7 on two; of 1 x 33000 5.6 on two, and 5.9 on one.
+        plan.threads = threads_for(work * 2 // 3 if plan.blocks < FEW_BLOCKS else work)
     moved = (1 + (task.y.data != NULL) + (task.out.data != NULL)) * task.rows * task.classes * plan.size
     plan.far = moved >= last_level_cache_bytes // 2
     plan.beyond = moved >= last_level_cache_bytes
     share_tiles(plan, row_work)
-    plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes, backward)
+    plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
                     and (task.classes >= FORWARD_CLASSES or (plan.far and row_bytes >= FAR_FORWARD_BYTES))
                     and not plan.softmax_rows
                     and (task.operation == LOG_SOFTMAX or task.operation == SOFTMAX))
-    plan.stateless = plan.backward or plan.softmax_rows or plan.forward
+    plan.stateless = plan.backward_rows or plan.softmax_rows or plan.forward
     plan.at_once = plan.at_once or plan.stateless
     if plan.forward and plan.x_direct and plan.out_direct:
         # All that a thread has: one batch is written while the next is added up.
@@ -647,6 +668,11 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
         store_piece(plan, block, t, out)
 
 
+cdef inline Py_ssize_t run_step(const Plan *plan, const Operand *operand, bint direct, const Block *block) noexcept nogil:
+    """Bytes from a run to the next, where it lies or in its piece."""
+    return run_stride(plan.task, operand) if direct else block.run * plan.size
+
+
 cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept nogil:
     """Everything in one kernel: a block of few classes, or of rows of softmax, log_softmax or a backward operation."""
     cdef const Task *task = plan.task
@@ -654,30 +680,25 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)
     cdef const void *y = y_of(plan, worker, block, 0, &y_step) if has_y(task) else x
     cdef void *out = NULL
-    cdef Py_ssize_t i, run = block.run, x_run = run * plan.size, y_run = x_run, out_run = x_run
+    cdef Py_ssize_t i, run, x_run, y_run, out_run
     if plan.out_direct:
         out = out_of(plan, block, 0, &out_step)
-        out_run = run_stride(task, &task.out)
     elif task.out.data != NULL:
         out = worker.out_piece
         out_step = block.rows if plan.regime == STRIP else task.classes
-    else:
-        out_run = 0
-    if plan.x_direct:
-        x_run = run_stride(task, &task.x)
-    if plan.y_direct:
-        y_run = run_stride(task, &task.y)
     if plan.softmax_rows:
         plan.kernels.softmax_rows(x, x_step, block.rows, task.classes, out, out_step, plan.far)
     elif plan.forward:
         plan.kernels.forward_rows(task.operation, x, x_step, block.rows, task.classes, out, out_step, worker.out_piece,
                                   plan.far, plan.stream)
-    elif plan.backward:
+    elif plan.backward_rows:
         plan.kernels.backward_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, out, out_step, plan.far,
                                    plan.stream)
     elif plan.regime == STRIP:
-        if not plan.run_by_run:
-            run = block.rows
+        run = block.run if plan.run_by_run else block.rows
+        x_run = run_step(plan, &task.x, plan.x_direct, block)
+        y_run = run_step(plan, &task.y, plan.y_direct, block) if has_y(task) else x_run
+        out_run = run_step(plan, &task.out, plan.out_direct, block) if out != NULL else 0
         for i in range(block.rows // run):
             plan.kernels.few_strip(task.operation, <const char *> x + i * x_run, x_step, <const char *> y + i * y_run, y_step, run,
                                    task.classes, &block.state, i * run,

@@ -76,9 +76,10 @@ cdef void write_far(int operation, Py_ssize_t width, const real *x, Py_ssize_t x
 cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssize_t x_step,
                          const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                          const real *factor, real *out, Py_ssize_t out_step, const Soon *soon, bint stream) noexcept nogil:
-    """Reduces, finishes and writes MOST_LANES lanes, `lines` times, of up to NEAR_CLASSES classes, by way of local arrays alone. Each loop
-    is so short that a processor sees the next few vectors: with all of it in one loop, log_softmax of 2 classes takes 17 %
-    longer. Where there is a `soon`, the lanes that follow are asked for meanwhile."""
+    """Reduces, finishes and writes `lines` times MOST_LANES lanes, up to AT_ONCE, of up to NEAR_CLASSES classes or, of a
+    gradient, SHORT_CLASSES, by way of local arrays alone. Each loop is so short that a processor sees the next few vectors:
+    with all of it in one loop, log_softmax of 2 classes takes 17 % longer. Where there is a `soon`, the lanes that follow
+    are asked for meanwhile."""
     cdef Py_ssize_t c, i, at, j, width = lines * MOST_LANES
     cdef bint softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT, backward = is_backward(operation), small
     cdef bint products = operation == SOFTMAX_BACKWARD
@@ -96,6 +97,7 @@ cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssiz
     cdef real least[AT_ONCE]
     cdef real line[AT_ONCE]
     cdef real exps[NEAR_CLASSES * AT_ONCE]
+    cylsm_require(width <= AT_ONCE and classes <= (SHORT_CLASSES if backward else NEAR_CLASSES))
     if classes == 2 and not products:
         sums_at_once(summed, softmax, 2, width, x, x_step, top, ties, total, carry, exps)
     elif classes == 3 and not products:
@@ -109,10 +111,11 @@ cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssiz
         if not backward:
             lanes_max(summed, width, x, x_step, x, 0, classes, top)
         if classes <= NEAR_CLASSES and not products:
-            lanes_sum(summed, softmax, True, NEAR, width, x, x_step, x, 0, classes, top, total, carry, ties, ties, exps, width, NULL)
+            lanes_sum(summed, softmax, True, NEAR, width, x, x_step, x, 0, classes, top, total, carry, ties, ties, exps,
+                      width, NULL)
         elif backward:
-            lanes_sum(operation, False, False, NEAR, width, x, x_step, y, y_step, classes, top, total, carry, ties, ties, exps, width,
-                      NULL)
+            lanes_sum(operation, False, False, NEAR, width, x, x_step, y, y_step, classes, top, total, carry, ties, ties,
+                      exps, width, NULL)
         for j in range(0 if backward else width):
             total[j] = total[j] * exp_unit(x)
             carry[j] = carry[j] * exp_unit(x)
@@ -196,10 +199,9 @@ cdef void lanes_at_once(int operation, Py_ssize_t lines, const real *x, Py_ssize
 
 
 cdef inline bint fits_at_once(int operation, Py_ssize_t classes) noexcept nogil:
-    """Whether at_once takes them. The sums of more would need references."""
-    if is_backward(operation):
-        return 2 <= classes <= SHORT_CLASSES
-    return 2 <= classes <= NEAR_CLASSES and operation <= SOFTMAX_GRADIENT and operation != LOGSUMEXP_WEIGHTED
+    """Whether at_once takes the operation. Exps of more classes than NEAR_CLASSES may count from references, which it has not."""
+    return (2 <= classes <= (SHORT_CLASSES if is_backward(operation) else NEAR_CLASSES)
+            and operation != LOGSUMEXP_WEIGHTED and operation != MIXTURE_COST and operation != MIXTURE)
 
 
 cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y,
@@ -209,6 +211,7 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
     """Reduces, finishes and, if asked to, writes `width` lanes, `rows` of which are rows that are there. The state has room
     for as many from `first`."""
     cdef bint softmax, mixture = operation == MIXTURE or operation == MIXTURE_COST
+    # Gradients of more classes not: log_softmax_backward of 4096 x 12 float32 would take a tenth longer.
     if width == GROUP and classes <= NEAR_CLASSES and fits_at_once(operation, classes):
         ask_meanwhile(in_reduce, 0, classes, width * <Py_ssize_t> sizeof(real))
         ask_meanwhile(in_apply, 0, classes, width * <Py_ssize_t> sizeof(real))
@@ -228,7 +231,7 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
 
 cdef inline void copy_lanes(const real *x, Py_ssize_t x_step, Py_ssize_t n, Py_ssize_t classes, Py_ssize_t width,
                             real *out) noexcept nogil:
-    """n lanes and as many of 0 as make them `width`, from class to class."""
+    """n lanes, `width` elements from class to class; those that are not there become 0."""
     cdef Py_ssize_t c
     for c in range(width * classes):
         out[c] = 0
@@ -236,75 +239,63 @@ cdef inline void copy_lanes(const real *x, Py_ssize_t x_step, Py_ssize_t n, Py_s
         memcpy(out + c * width, x + c * x_step, n * sizeof(real))
 
 
-cdef inline void strip_at_once(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
-                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                               const real *factor, real *out, Py_ssize_t out_step, real *scratch, bint far,
-                               bint stream) noexcept nogil:
-    """By whole lines of lanes, the last of which overlap those before. Where an input is written, or there is but one, they
-    are copied instead."""
-    cdef Py_ssize_t c, left, lacking, width, r = 0
-    cdef Py_ssize_t most = AT_ONCE if real is float or classes <= REGISTER_CLASSES else AT_ONCE // 2
-    cdef real *x_lanes = scratch
-    cdef real *y_lanes = scratch + SCRATCH
-    cdef Soon soon
-    soon.one_step = x_step * sizeof(real)
-    soon.other_step = out_step * sizeof(real)
-    while r < rows:
-        left = rows - r
-        lacking = -left & (MOST_LANES - 1)
-        if lacking > 0 and left <= most and out != x and out != y:
-            # What has not been overwritten may be computed twice.
-            if r >= lacking:
-                r -= lacking
-                left += lacking
-            elif left > MOST_LANES:
-                left = (left // 2 + MOST_LANES - 1) // MOST_LANES * MOST_LANES
-        width = min(left, most) // MOST_LANES * MOST_LANES
-        if width > 0:
-            soon.one = x + r + width
-            soon.other = out + r + width if not stream else NULL
-            lanes_at_once(operation, width // MOST_LANES, x + r, x_step, y + r, y_step, classes, state, first + r,
-                          factor + r if factor != NULL else factor, out + r, out_step,
-                          &soon if (far or is_backward(operation)) and r + width < rows else NULL, stream)
-            r += width
-        else:
-            copy_lanes(x + r, x_step, left, classes, MOST_LANES, x_lanes)
-            if has_two(operation):
-                copy_lanes(y + r, y_step, left, classes, MOST_LANES, y_lanes)
-            lanes_at_once(operation, 1, x_lanes, MOST_LANES, y_lanes, MOST_LANES, classes, state, first + r,
-                          factor + r if factor != NULL else factor, x_lanes, MOST_LANES, NULL, False)
-            for c in range(classes if out != NULL else 0):
-                memcpy(out + r + c * out_step, x_lanes + c * MOST_LANES, left * sizeof(real))
-            r = rows
-
-
-cdef inline void strip_in_groups(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
-                                 Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                                 const real *factor, real *out, Py_ssize_t out_step, real *scratch) noexcept nogil:
-    """The same a GROUP at a time."""
-    cdef Py_ssize_t c, n, x_here_step, y_here_step, out_here_step, r = 0
+cdef inline void few_strip_in(bint fits, int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                              Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor,
+                              real *out, Py_ssize_t out_step, real *scratch, bint far, bint stream) noexcept nogil:
+    """In whole units: of at_once, which `fits`, or groups. The last few lanes are computed with those before once more or, where
+    these have been overwritten or are too few, copied to where a whole unit can be read and written."""
+    cdef bint copied
+    cdef Py_ssize_t unit = MOST_LANES if fits else GROUP, most = GROUP
+    cdef Py_ssize_t c, left, lacking, n, width, x_here_step, y_here_step, out_here_step, r = 0
     cdef real *x_lanes = scratch
     cdef real *y_lanes = scratch + SCRATCH
     cdef const real *x_here
     cdef const real *y_here
     cdef real *out_here
+    cdef const real *factor_here = factor
+    cdef Soon soon
+    if fits:
+        most = AT_ONCE if real is float or classes <= REGISTER_CLASSES else AT_ONCE // 2
+    soon.one_step = x_step * sizeof(real)
+    soon.other_step = out_step * sizeof(real)
     while r < rows:
-        if r + GROUP > rows >= GROUP and out != x and out != y:
-            r = rows - GROUP
-        n = min(rows - r, <Py_ssize_t> GROUP)
+        left = rows - r
+        lacking = -left & (unit - 1)
+        if most < left < 2 * most:
+            left = (left // 2 + unit - 1) // unit * unit
+        elif lacking > 0 and left <= most and out != x and out != y:
+            # What has not been overwritten may be computed twice.
+            if r >= lacking:
+                r -= lacking
+                left += lacking
+            elif left > unit:
+                left = (left // 2 + unit - 1) // unit * unit
+        n = width = min(left, most) // unit * unit
+        copied = width == 0
         x_here, y_here, out_here = x + r, y + r, out + r
         x_here_step, y_here_step, out_here_step = x_step, y_step, out_step
-        if n < GROUP:
-            copy_lanes(x_here, x_step, n, classes, GROUP, x_lanes)
+        if factor != NULL:
+            factor_here = factor + r
+        if copied:
+            n, width = left, unit
+            copy_lanes(x_here, x_step, n, classes, unit, x_lanes)
             if has_two(operation):
-                copy_lanes(y_here, y_step, n, classes, GROUP, y_lanes)
+                copy_lanes(y_here, y_step, n, classes, unit, y_lanes)
             x_here, y_here, out_here = x_lanes, y_lanes, x_lanes
-            x_here_step = y_here_step = out_here_step = GROUP
-        lanes_group(operation, True, GROUP, x_here, x_here_step, y_here, y_here_step, n, classes, state, first + r,
-                    factor + r if factor != NULL else factor, out_here, out_here_step, NULL, NULL)
-        for c in range(classes if n < GROUP and out != NULL else 0):
-            memcpy(out + r + c * out_step, x_lanes + c * GROUP, n * sizeof(real))
-        r += GROUP
+            x_here_step = y_here_step = out_here_step = unit
+        if fits:
+            soon.one = x_here + width
+            soon.other = out_here + width if not stream else NULL
+            lanes_at_once(operation, width // MOST_LANES, x_here, x_here_step, y_here, y_here_step, classes, state, first + r,
+                          factor_here, out_here, out_here_step,
+                          &soon if not copied and (far or is_backward(operation)) and r + n < rows else NULL,
+                          stream and not copied)
+        else:
+            lanes_group(operation, True, GROUP, x_here, x_here_step, y_here, y_here_step, n, classes, state, first + r,
+                        factor_here, out_here, out_here_step, NULL, NULL)
+        for c in range(classes if copied and out != NULL else 0):
+            memcpy(out + r + c * out_step, x_lanes + c * unit, n * sizeof(real))
+        r += n
 
 
 cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -313,9 +304,11 @@ cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real 
     """Lanes of up to SHORT_CLASSES classes."""
     cylsm_require(classes <= SHORT_CLASSES)
     if fits_at_once(operation, classes):
-        strip_at_once(operation, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, scratch, far, stream)
+        few_strip_in(True, operation, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, scratch, far,
+                     stream)
     else:
-        strip_in_groups(operation, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, scratch)
+        few_strip_in(False, operation, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, scratch, far,
+                     stream)
 
 
 # ---- few classes: rows are the lanes -------------------------------------------------------------------------------

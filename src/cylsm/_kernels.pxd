@@ -104,7 +104,8 @@ ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, con
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
 # The same of lanes. Up to NEAR_CLASSES are asked for ahead where they are `far`, and gradients' always; where `stream` they
-# are written around the caches.
+# are written around the caches, but gradients. Entries of the state from `first` on are set, and up to GROUP - 1 behind the
+# rows are overwritten: runs that share a state are taken in order. `factor` is that of the first row, and readable as far.
 ctypedef void (*few_strip_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                   Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                                   const void *factor, void *out, Py_ssize_t out_step, void *scratch, bint far,

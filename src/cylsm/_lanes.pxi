@@ -276,6 +276,7 @@ cdef inline void sum_of_classes(int operation, int n, int known, bint keep, bint
             if n > 3:
                 exps[3 * exps_step + j] = e3
         if known > 0:
+            # After the exp, which is kept of every lane. n is 1.
             fresh = <int> j >= known
             v0 = v0 if fresh else <real> -INFINITY
             w0 = w0 if fresh else <real> 0.0

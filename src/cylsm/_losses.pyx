@@ -71,7 +71,7 @@ cdef enum:
     IGNORED = -1
     CHECK_ROWS = 8192       # labels that one job checks
     CHUNK = 512             # labels or weights converted at a time
-    MOST_ROWS = 512         # of a block's run: the driver's MOST_LANES, and fewer by rows
+    MOST_ROWS = 512         # of a block's run: the driver's MOST_LANES, and half its MOST_SPANNED_ROWS; fewer by rows
     SUMS = 8                # of losses, taken side by side
 
 cdef object float32 = np.dtype(np.float32)
@@ -799,6 +799,7 @@ cdef object compute(object x, str name, object target_given, object axis_given, 
             operands[count] = &loss.grad_output
             count += 1
         task.has_factor = True
+    task.adds_up = not none
     join_row_axes(&task, operands, count)
     rows = task.rows
     task.context = &loss

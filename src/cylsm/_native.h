@@ -102,7 +102,8 @@ static inline void keep_call(void)
 #endif
 }
 
-/* In an outer loop: clang, having unrolled the inner one, would gather what several turns of the outer one compute. */
+/* At the head of an outer loop's body: clang unrolls the inner loop, and would then vectorise over the outer one's turns,
+   which lie apart, by gathers. */
 static inline void turn_by_turn(void)
 {
 #if defined(__clang__)
