@@ -3,7 +3,8 @@
 # (a) Three regimes. FEW: short rows, transposed in groups. ROWS: a row's classes lie side by side. STRIP: rows lie side by
 #     side. Few classes, rows of softmax and log_softmax and those of the backward operations are reduced and written by one
 #     kernel. All that is chosen by the row's length and class stride alone, so that a row's bits depend on nothing else, but
-#     where two kernels make the same bits; how many rows a block has, and who computes it, changes no bit.
+#     where two kernels make the same bits; how many rows a block has, and who computes it, changes no bit. What is added up over
+#     rows is added block by block, so its blocks do not depend on the number of threads.
 # (b) A row longer than a tile is reduced tile by tile, merged in order, and written tile by tile, whether one thread
 #     does all of that or several share the tiles.
 # (c) What a kernel cannot read or write in place (another dtype, byte order, stride) passes through a piece of scratch.

@@ -396,7 +396,7 @@ cdef inline void keep_losses(Task *task, Block *block, real *losses) noexcept no
                                  row_of(task, &loss.losses, block), 0, loss.losses.row_strides[task.ndim - 1])
         return
     # Several sums: one chain of double-double additions would take longer than the rows themselves. What the additions lose
-    # is kept, so that the result does not depend on how rows are grouped.
+    # is kept, so that how rows are grouped shows in a result only where they cancel.
     for i in range(SUMS):
         sums[i] = lost[i] = 0
     for r in range(n // SUMS):
