@@ -81,7 +81,7 @@ cdef inline bint lies_across(const element *type_only, const real *other, const 
 cdef inline void turn_over(const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t columns, real *out,
                            Py_ssize_t out_step) noexcept nogil:
     """out[i * out_step + j] = x[j * x_step + i] of at least four rows and columns, the last of which overlap others. softmax of
-    32 x 128 x 3 x 3 float32 takes 18 us so, and element by element 28."""
+    32 x 128 x 3 x 3 float32 takes 15 us on one thread so, and element by element 28."""
     cdef Py_ssize_t i, j, r, c
     for j in range(0, columns, 4):
         c = min(j, columns - 4)
