@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import accuracy
@@ -368,6 +369,33 @@ def test_concurrent_callers(seed):
             together = pool.map(lambda call: getattr(cylsm, call[0])(**call[1]), calls)
             for found, wanted in zip(together, alone, strict=True):
                 accuracy.assert_same_bits(found, wanted)
+
+
+@openmp
+@pytest.mark.usefixtures("eight_processors")
+def test_concurrent_callers_share_the_processors():
+    x = np.zeros((4000, 1000), np.float32)
+    stop = threading.Event()
+
+    def call_until_stopped():
+        while not stop.is_set():
+            cylsm.softmax(x, axis=1)
+
+    def reaches(threads):
+        deadline = time.monotonic() + 30
+        while _threads._threads_for(x.size) != threads and time.monotonic() < deadline:
+            time.sleep(1e-4)
+        return time.monotonic() < deadline
+
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            for callers in range(1, 5):
+                pool.submit(call_until_stopped)
+                if callers % 2 == 0:
+                    assert reaches(8 // callers)
+        finally:
+            stop.set()
+    assert reaches(8)
 
 
 @on_each_isa

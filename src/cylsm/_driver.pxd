@@ -61,6 +61,6 @@ cdef char *row_of(const Task *task, const Operand *operand, const Block *block) 
 cdef Py_ssize_t run_stride(const Task *task, const Operand *operand) noexcept nogil
 cdef int run(Task *task) except -1
 
-# Calls each(context, thread, i) for i < count, shared among `threads` threads.
+# Calls each(context, thread, i) for i < count, shared among as many threads as so much work is worth.
 ctypedef void (*job)(void *context, int thread, Py_ssize_t index) noexcept nogil
-cdef void share(job each, void *context, Py_ssize_t count, int threads) noexcept nogil
+cdef void share_work(job each, void *context, Py_ssize_t count, Py_ssize_t work) noexcept nogil

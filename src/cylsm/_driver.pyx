@@ -41,7 +41,7 @@ from cylsm._kernels cimport (
     TILE_BYTES,
     KernelTable,
 )
-from cylsm._threads cimport threads_for
+from cylsm._threads cimport enter, leave, threads_for
 
 from importlib import import_module
 
@@ -825,7 +825,21 @@ cdef void share(job each, void *context, Py_ssize_t count, int threads) noexcept
             each(context, 0, i)
 
 
+cdef void share_work(job each, void *context, Py_ssize_t count, Py_ssize_t work) noexcept nogil:
+    cdef bint entered = enter(work)
+    share(each, context, count, threads_for(work))
+    leave(entered)
+
+
 cdef int run(Task *task) except -1:
+    cdef bint entered = enter(task.rows * task.classes)
+    try:
+        return run_plan(task)
+    finally:
+        leave(entered)
+
+
+cdef int run_plan(Task *task) except -1:
     cdef Plan plan
     cdef int i, workers
     cdef Py_ssize_t index, worker_bytes

@@ -34,7 +34,7 @@ from cylsm._arrays cimport (
     result_dtype,
     same_memory,
 )
-from cylsm._driver cimport MOST_PARTS, Block, Operand, Task, kernels, row_of, run, run_stride, share
+from cylsm._driver cimport MOST_PARTS, Block, Operand, Task, kernels, row_of, run, run_stride, share_work
 from cylsm._kernels cimport (
     FLOAT16,
     INT8,
@@ -49,7 +49,6 @@ from cylsm._kernels cimport (
     UINT16,
     UINT32,
 )
-from cylsm._threads cimport threads_for
 
 cnp.import_array()
 
@@ -814,7 +813,7 @@ cdef object compute(object x, str name, object target_given, object axis_given, 
         if labelled and rows > 0:
             parts = cut(&task, runs_of(&task, CHECK_ROWS))
             with nogil:
-                share(&check_job, &task, parts, threads_for(rows))
+                share_work(&check_job, &task, parts, rows)
             for part in range(parts):
                 if loss.shares[part].bad:
                     raise_bad_label(target, task.classes, ignore_index)
@@ -834,7 +833,7 @@ cdef object compute(object x, str name, object target_given, object axis_given, 
                 task.open = &open_labels
                 parts = cut(&task, runs_of(&task, CHUNK))
                 with nogil:
-                    share(&nll_job, &task, parts, threads_for(rows * task.classes if with_grad else rows))
+                    share_work(&nll_job, &task, parts, rows * task.classes if with_grad else rows)
             else:
                 if labelled:
                     task.open = &open_labels

@@ -11,6 +11,7 @@ cdef extern from *:
     #else
     #define CYLSM_OPENMP 0
     static int omp_get_max_threads(void) { return 1; }
+    static double omp_get_wtime(void) { return 0; }
     #endif
 
     /* Where OpenMP spreads its threads over places (OMP_PROC_BIND, GOMP_CPU_AFFINITY), the calling one may have a single
@@ -25,6 +26,54 @@ cdef extern from *:
                 sum += omp_get_place_num_procs(place);
     #endif
         return sum;
+    }
+
+    /* Before OpenMP 3.1 (MSVC's) a read or write of a volatile number is as whole as it gets. */
+    #if defined(_OPENMP) && _OPENMP >= 201107
+    #define CYLSM_WHOLE(action) _Pragma(#action)
+    #else
+    #define CYLSM_WHOLE(action)
+    #endif
+
+    /* Large calls under way in all Python threads; how many there were when there last were several, and when that was. */
+    static volatile int cylsm_calls, cylsm_crowd;
+    static volatile double cylsm_crowd_time;
+
+    static void cylsm_add_call(int change)
+    {
+    #ifdef _OPENMP
+    #pragma omp atomic
+    #endif
+        cylsm_calls += change;
+    }
+
+    /* Calls that share the processors. A crowd counts for CYLSM_LATELY seconds more: between two calls a Python thread has none
+       under way, and a thread that another woke then would wait for a processor. */
+    #define CYLSM_LATELY 5e-3
+    static int cylsm_count_calls(void)
+    {
+        int calls, crowd;
+        double time;
+        CYLSM_WHOLE(omp atomic read)
+        calls = cylsm_calls;
+        CYLSM_WHOLE(omp atomic read)
+        crowd = cylsm_crowd;
+        if (calls <= 1 && crowd <= 1)
+            return 1;
+        if (calls <= 1) {
+            CYLSM_WHOLE(omp atomic read)
+            time = cylsm_crowd_time;
+            if (omp_get_wtime() - time < CYLSM_LATELY)
+                return crowd;
+            calls = 1;
+        } else {
+            time = omp_get_wtime();
+            CYLSM_WHOLE(omp atomic write)
+            cylsm_crowd_time = time;
+        }
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_crowd = calls;
+        return calls;
     }
 
     #if defined(__linux__)
@@ -53,6 +102,8 @@ cdef extern from *:
     int omp_get_max_threads() nogil
     int cylsm_places()
     int cylsm_processors() nogil
+    void cylsm_add_call(int change) nogil
+    int cylsm_count_calls() nogil
     int cylsm_forked
     void cylsm_watch_forks()
 
@@ -101,18 +152,21 @@ places = cylsm_places()
 cylsm_watch_forks()
 
 
-cdef int most_threads() noexcept nogil:
-    cdef int n, processors
+cdef int most_threads(int calls) noexcept nogil:
+    """Of one call, where so many share the processors."""
+    cdef int limit, bound, processors = granted
     if cylsm_forked:
         return 1
-    n = pretended if pretended > 0 else min(omp_get_max_threads(), granted)
+    limit = pretended if pretended > 0 else omp_get_max_threads()
     if chosen > 0:
-        n = min(n, chosen)
-    if n > 1 and pretended == 0:
-        processors = places if places > 0 else cylsm_processors()
-        if processors > 0:
-            n = min(n, processors)
-    return max(n, 1)
+        limit = min(limit, chosen)
+    if pretended > 0:
+        processors = pretended
+    elif limit > 1 and granted > 1:
+        bound = places if places > 0 else cylsm_processors()
+        if bound > 0:
+            processors = min(processors, bound)
+    return max(min(limit, processors // calls), 1)
 
 
 def _pretend_processors(n):
@@ -122,10 +176,29 @@ def _pretend_processors(n):
 
 
 cdef int threads_for(Py_ssize_t work) noexcept nogil:
-    """Number of threads for the work of so many float32 elements."""
+    """Number of threads for the work of so many float32 elements, a fair share of the processors where other Python threads
+    call too. Softmax of 256 x 1000 float32 from two of them takes 24 us a call so, and if each takes both processors 32."""
     if work < 2 * GRAIN:
         return 1
-    return <int> min(<Py_ssize_t> most_threads(), work // GRAIN)
+    return <int> min(<Py_ssize_t> most_threads(cylsm_count_calls()), work // GRAIN)
+
+
+def _threads_for(work):
+    """For tests only."""
+    return threads_for(work)
+
+
+cdef bint enter(Py_ssize_t work) noexcept nogil:
+    """Count a call among those under way, if it may be large enough for two threads."""
+    cdef bint large = work >= GRAIN
+    if large:
+        cylsm_add_call(1)
+    return large
+
+
+cdef void leave(bint entered) noexcept nogil:
+    if entered:
+        cylsm_add_call(-1)
 
 
 def set_num_threads(n):
@@ -173,7 +246,7 @@ def set_num_threads(n):
 
 
 def get_num_threads():
-    """Number of threads that a large call would use now.
+    """Number of threads that a large call would use now, with no other Python thread's under way.
 
     Returns
     -------
@@ -191,7 +264,7 @@ def get_num_threads():
     >>> cylsm.get_num_threads() >= 1
     True
     """
-    return most_threads()
+    return most_threads(1)
 
 
 def describe():
@@ -202,4 +275,4 @@ def describe():
         reason = "forked after the import of cylsm: OpenMP's threads did not survive"
     else:
         reason = None
-    return {"openmp": bool(CYLSM_OPENMP), "num_threads": most_threads(), "single_thread_reason": reason}
+    return {"openmp": bool(CYLSM_OPENMP), "num_threads": most_threads(1), "single_thread_reason": reason}
