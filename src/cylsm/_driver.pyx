@@ -62,7 +62,6 @@ cdef enum:
     EQUAL_BLOCKS = 16               # a thread: of fewer, all threads get the same number
     # Threads among which rows that are added up are shared equally: their sums may not depend on how many there are.
     SUMMED_SHARES = 4
-    FEW_BLOCKS = 8                  # rows of tiles, so few that threads are likely to share them
     STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
     MOST_STRIP_TILES = 16           # each has a state of its own
     # So many tiles of a row are made equal, in whole lines, and their number even: two threads that share a row finish
@@ -86,6 +85,10 @@ cdef enum:
     LINE_BYTES = 64
     FOLDED = 4                      # rows whose sums are folded together
     MOST_TILE = 8388608             # elements: ties are counted in float
+    # Runs of so many bytes a tile are too narrow for threads to share their lanes: softmax of 4000 x 200 float32 along the first
+    # axis takes 111 us tile by tile, and if each thread has half of the lanes 173. A run of 1000 x 1500 float64 is: 690 and 720;
+    # of 160 x 1000 float32 is not: 26.6 and 25.0.
+    NARROW_BYTES = 1024
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
     # float32 along the first axis takes 11 ms so, with 256 lanes, and 18 ms with 64.
     STRIP_BYTES = 262144
@@ -395,23 +398,33 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
     return (plan.regime == ROWS or plan.backward_rows) and row_bytes >= STREAM_ROW_BYTES
 
 
-cdef void share_tiles(Plan *plan, Py_ssize_t row_work) noexcept nogil:
-    """Which blocks threads share tile by tile. Where a cache holds all: a few rows at once, or what is left over of more when
-    each thread has had as many as the others. Softmax of 3 x 100000 float32 takes 33 us so, and row by row 44. Otherwise row
-    by row, so that each is read again while a cache holds it; lanes too, whose phases are long."""
+cdef bint is_narrow(const Plan *plan) noexcept nogil:
+    """Whether lanes are so few that threads share their tiles: if they shared the lanes, each would write and fetch ahead lines
+    that another has."""
+    cdef const Task *task = plan.task
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.rows // across
+    return (plan.regime == STRIP and plan.tiles > 1 and plan.threads > 1 and across * plan.size <= NARROW_BYTES * plan.tiles
+            and runs % plan.threads != 0 and runs < FEW_ROUNDS * plan.threads and across * task.classes >= SHARED_WORK)
+
+
+cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nogil:
+    """Which blocks threads share tile by tile. Of lanes that are narrow, all. Of rows that a cache holds a few at once, or what is
+    left over of more when each thread has had as many as the others: softmax of 3 x 100000 float32 takes 33 us so, and row by
+    row 44. Of others row by row, so that each is read again while a cache holds it."""
     cdef Py_ssize_t left = plan.blocks % plan.threads
     cdef bint few = plan.blocks < FEW_ROUNDS * plan.threads
     cdef bint at_once = plan.regime == ROWS and not plan.beyond
-    plan.by_tiles = (plan.threads > 1 and plan.tiles > 1 and left > 0
-                     and (few or (at_once and plan.blocks <= MOST_PARTS and left * row_work >= SHARED_WORK * plan.threads)))
-    plan.whole = 0 if few or not plan.by_tiles else plan.blocks - left
+    plan.by_tiles = narrow or (plan.threads > 1 and plan.tiles > 1 and left > 0 and plan.regime == ROWS
+                               and (few or (at_once and plan.blocks <= MOST_PARTS
+                                            and left * row_work >= SHARED_WORK * plan.threads)))
+    plan.whole = 0 if few or narrow or not plan.by_tiles else plan.blocks - left
     plan.together = plan.blocks - plan.whole if plan.by_tiles and at_once else 1
 
 
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, row_work, work, moved
-    cdef bint backward = is_backward(task.operation)
+    cdef bint backward = is_backward(task.operation), narrow
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
@@ -425,9 +438,11 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.tiles = max(<Py_ssize_t> 1, (task.classes - SHORTEST_ROW) // plan.tile + 1)
     if plan.tiles == 1:
         plan.tile = task.classes
-    elif plan.regime == ROWS and plan.tiles <= MOST_EQUAL_TILES:
+    elif plan.tiles <= MOST_EQUAL_TILES:
         plan.tiles += plan.tiles % 2
-        plan.tile = ((task.classes + plan.tiles - 1) // plan.tiles + LINE - 1) // LINE * LINE
+        plan.tile = (task.classes + plan.tiles - 1) // plan.tiles
+        if plan.regime == ROWS:
+            plan.tile = (plan.tile + LINE - 1) // LINE * LINE
     row_bytes = plan.tile * plan.size
     if plan.regime == FEW:
         plan.block_rows = clamp(FEW_BLOCK_BYTES // max(row_bytes, 1) // GROUP * GROUP, GROUP, FEW_ROWS)
@@ -445,28 +460,32 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.backward_rows = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
-    plan.threads = threads_for(work) if plan.tiles == 1 else 1
+    plan.threads = threads_for(work)
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.run_by_run = takes_run_by_run(plan)
     plan.span = span_of(plan)
+    narrow = is_narrow(plan)
     if plan.span > 1:
         plan.block_rows = across * plan.span
+    elif narrow:
+        plan.block_rows = min(across, <Py_ssize_t> MOST_LANES)
     else:
-        plan.block_rows = min(equal_rows(plan) if plan.tiles == 1 else plan.block_rows, across)
+        plan.block_rows = min(equal_rows(plan) if plan.regime == STRIP or plan.tiles == 1 else plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
     plan.blocks_down = (runs + plan.span - 1) // plan.span
     plan.blocks = task.rows // (across * runs) * plan.blocks_down * plan.blocks_across
     plan.x_direct = is_direct(plan, &task.x)
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
     plan.out_direct = task.out.data != NULL and is_direct(plan, &task.out)
-    if plan.tiles > 1:
-        # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 takes 4.9 us on one, and
-        # would take 6.7 on two; of 1 x 33000 5.6 on two, and 5.9 on one.
-        plan.threads = threads_for(work * 2 // 3 if plan.blocks < FEW_BLOCKS else work)
     moved = (1 + (task.y.data != NULL) + (task.out.data != NULL)) * task.rows * task.classes * plan.size
     plan.far = moved >= last_level_cache_bytes // 2
     plan.beyond = moved >= last_level_cache_bytes
-    share_tiles(plan, row_work)
+    share_tiles(plan, narrow, row_work)
+    if plan.by_tiles and plan.whole == 0:
+        # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 takes 4.9 us on one, and
+        # would take 6.7 on two; of 1 x 33000 5.6 on two, and 5.9 on one.
+        plan.threads = threads_for(work * 2 // 3)
+        share_tiles(plan, narrow and plan.threads > 1, row_work)
     plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
                     and (task.classes >= FORWARD_CLASSES or (plan.far and row_bytes >= FAR_FORWARD_BYTES))

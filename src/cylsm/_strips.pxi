@@ -178,16 +178,17 @@ cdef void strip_logsumexp(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py
 
 
 cdef inline Py_ssize_t next_lanes(const real *x, Py_ssize_t rows, bint overlap, Py_ssize_t *j) noexcept nogil:
-    """How many lanes from j on are taken: STRIP, or what is left. If they may be taken twice, and more are left than a quarter of
-    a vector, whole vectors, for the last of which j goes back: what fills no vector is computed one by one. logsumexp of 1053 x
-    124 float32 along the first axis takes a quarter less so; of 49 lanes it would take a sixth longer."""
-    cdef Py_ssize_t lanes = lanes_of(x), n = min(rows - j[0], <Py_ssize_t> STRIP), rest = n % lanes
-    if not overlap or rows < lanes or rest <= max(lanes // 4, <Py_ssize_t> 1):
+    """How many lanes from j on are taken: STRIP, or what is left. If they may be taken twice, and more than one fills no vector,
+    which would be computed one by one, whole vectors: j goes back for the last of them, and of a single strip half is taken
+    first, since one vector takes as long as two or three. logsumexp of 1053 x 124 float32 along the first axis takes a quarter
+    less so; of 49 lanes it would take a sixth longer."""
+    cdef Py_ssize_t lanes = lanes_of(x), n = min(rows - j[0], <Py_ssize_t> STRIP), whole = (n + lanes - 1) // lanes * lanes
+    if not overlap or n % lanes <= 1 or rows < lanes or j[0] + n < rows:
         return n
-    if n < lanes:
-        j[0] = rows - lanes
-        return lanes
-    return n - rest
+    if whole > rows:
+        return whole // lanes // 2 * lanes
+    j[0] = rows - whole
+    return whole
 
 
 cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
