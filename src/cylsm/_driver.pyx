@@ -147,6 +147,8 @@ cdef struct Plan:
     Py_ssize_t block_rows
     Py_ssize_t span                 # a block has so many runs, where that axis is short; else 1
     bint run_by_run                 # they are computed where they lie, otherwise copied side by side
+    Py_ssize_t past_line            # of lanes, all blocks of a run but the first begin so many lanes earlier, with a line
+    Py_ssize_t most_rows            # so the last may have more than block_rows
     Py_ssize_t blocks_across        # blocks side by side along the last row axis,
     Py_ssize_t blocks_down          # and along the axis before
     Py_ssize_t blocks
@@ -350,6 +352,23 @@ cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
     return (rows + together - 1) // together * together
 
 
+cdef Py_ssize_t past_line_of(const Plan *plan) noexcept nogil:
+    """How many lanes behind a line of the result, or else of x, a run begins, if runs and classes all do. Vectors across two lines
+    take longer, and a line that two threads write longer still: softmax of 16 x 5 x 64 x 64 float32, 16 bytes behind a line as
+    NumPy's large arrays, takes 112 us on one thread so, and otherwise 121. What is added up over blocks may not depend on where
+    arrays lie."""
+    cdef const Task *task = plan.task
+    cdef const Operand *operand = &task.out if task.out.data != NULL else &task.x
+    cdef int axis
+    if (plan.regime != STRIP or plan.span > 1 or plan.blocks_across == 1 or task.adds_up or operand.item_bytes != plan.size
+            or operand.class_stride % LINE_BYTES != 0):
+        return 0
+    for axis in range(task.ndim - 1):
+        if operand.row_strides[axis] % LINE_BYTES != 0:
+            return 0
+    return <Py_ssize_t> operand.data % LINE_BYTES // plan.size
+
+
 cdef inline bint fills_groups(Py_ssize_t rows) noexcept nogil:
     return rows == GROUP or rows >= RUN_OF_GROUPS
 
@@ -472,6 +491,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     else:
         plan.block_rows = min(equal_rows(plan) if plan.regime == STRIP or plan.tiles == 1 else plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
+    plan.past_line = past_line_of(plan)
     plan.blocks_down = (runs + plan.span - 1) // plan.span
     plan.blocks = task.rows // (across * runs) * plan.blocks_down * plan.blocks_across
     plan.x_direct = is_direct(plan, &task.x)
@@ -498,6 +518,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         plan.block_rows = max(plan.block_rows, (across + plan.threads - 1) // plan.threads)
         plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows
         plan.blocks = task.rows // across * plan.blocks_across
+    plan.most_rows = plan.block_rows + plan.past_line
     plan.kept = (not plan.at_once and is_softmax(task.operation)
                  and (plan.tiles == 1 or (plan.out_direct and not plan.stream)
                       or (plan.stream and plan.regime == ROWS and not plan.by_tiles
@@ -523,7 +544,7 @@ cdef Py_ssize_t out_bytes(const Plan *plan, Py_ssize_t piece) noexcept nogil:
     if plan.forward and plan.stream and softmax:
         return FORWARD_SCRATCH
     if plan.kept and plan.stream and plan.tiles > 1:
-        return plan.block_rows * plan.task.classes * plan.size
+        return plan.most_rows * plan.task.classes * plan.size
     return piece if softmax and not plan.at_once and not (plan.kept and not plan.stream) else 0
 
 
@@ -532,9 +553,9 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     cdef Worker measured
     cdef Py_ssize_t used = 0
     # Kernels of short rows work on whole groups; merged entries follow the tiles'.
-    cdef Py_ssize_t rows = 0 if plan.stateless else plan.block_rows + GROUP
-    cdef Py_ssize_t entries = (rows if plan.tiles == 1 else (plan.tiles + 1) * plan.block_rows + GROUP) * plan.size
-    cdef Py_ssize_t piece = plan.block_rows * (plan.tile + SHORTEST_ROW) * plan.size
+    cdef Py_ssize_t rows = 0 if plan.stateless else plan.most_rows + GROUP
+    cdef Py_ssize_t entries = (rows if plan.tiles == 1 else (plan.tiles + 1) * plan.most_rows + GROUP) * plan.size
+    cdef Py_ssize_t piece = plan.most_rows * (plan.tile + SHORTEST_ROW) * plan.size
     cdef const Task *task = plan.task
     if worker == NULL:
         worker = &measured
@@ -553,7 +574,7 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.block.state.mass_carry = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
     worker.block.state.cost = take(base, &used, entries if task.operation >= MIXTURE_COST else 0)
     worker.block.factor = take(base, &used, rows * plan.size)
-    worker.block.scratch = <char *> take(base, &used, plan.block_rows * task.row_scratch)
+    worker.block.scratch = <char *> take(base, &used, plan.most_rows * task.row_scratch)
     worker.x_piece = take(base, &used, 0 if plan.x_direct else piece)
     worker.y_piece = take(base, &used, 0 if plan.y_direct or (task.y.data == NULL and task.fill_y == NULL) else piece)
     worker.out_piece = take(base, &used, out_bytes(plan, piece))
@@ -765,11 +786,15 @@ cdef void all_tiles(Plan *plan, Worker *worker, Py_ssize_t blocks, int phase, bi
 
 cdef void open_block(const Plan *plan, Block *block, Py_ssize_t index) noexcept nogil:
     cdef Task *task = plan.task
-    cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1, down
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1, down, end
     block.part = index // task.blocks_per_part
     block.first = index % plan.blocks_across * plan.block_rows
     block.outer = index // plan.blocks_across
     block.rows = min(plan.block_rows, across - block.first)
+    if plan.past_line > 0:
+        end = across if block.first + plan.block_rows >= across else block.first + plan.block_rows - plan.past_line
+        block.first = max(<Py_ssize_t> 0, block.first - plan.past_line)
+        block.rows = end - block.first
     if plan.span > 1:
         down = block.outer % plan.blocks_down * plan.span
         block.outer = block.outer // plan.blocks_down * runs + down
