@@ -422,8 +422,9 @@ cdef bint is_narrow(const Plan *plan) noexcept nogil:
     that another has."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.rows // across
-    return (plan.regime == STRIP and plan.tiles > 1 and plan.threads > 1 and across * plan.size <= NARROW_BYTES * plan.tiles
-            and runs % plan.threads != 0 and runs < FEW_ROUNDS * plan.threads and across * task.classes >= SHARED_WORK)
+    cdef int shares = shares_of(plan)
+    return (plan.regime == STRIP and plan.tiles > 1 and across * plan.size <= NARROW_BYTES * plan.tiles
+            and runs % shares != 0 and runs < FEW_ROUNDS * shares and across * task.classes >= SHARED_WORK)
 
 
 cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nogil:
@@ -500,7 +501,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     moved = (1 + (task.y.data != NULL) + (task.out.data != NULL)) * task.rows * task.classes * plan.size
     plan.far = moved >= last_level_cache_bytes // 2
     plan.beyond = moved >= last_level_cache_bytes
-    share_tiles(plan, narrow, row_work)
+    share_tiles(plan, narrow and plan.threads > 1, row_work)
     if plan.by_tiles and plan.whole == 0:
         # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 takes 4.9 us on one, and
         # would take 6.7 on two; of 1 x 33000 5.6 on two, and 5.9 on one.
