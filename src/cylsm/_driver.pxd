@@ -6,6 +6,7 @@ from cylsm._kernels cimport Element, Kernels, RowState
 cdef enum:
     MOST_AXES = 64      # NumPy's own limit
     MOST_PARTS = 1024   # shares of the blocks: what is summed over rows is summed for each share first
+    MOST_RUN = 528      # of a block's rows with labels, those along the last row axis: the driver's MOST_LANES and a line
 
 cdef struct Operand:
     char *data                          # of the first row; NULL: there is none

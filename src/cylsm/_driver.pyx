@@ -64,12 +64,12 @@ cdef enum:
     SUMMED_SHARES = 4
     STRIP_TILE_BYTES = 512          # of a lane in a tile of a STRIP block, doubled for very many classes
     MOST_STRIP_TILES = 16           # each has a state of its own
-    # So many tiles of a row are made equal, in whole lines, and their number even: two threads that share a row finish
+    # So many tiles are made equal, those of rows in whole lines, and their number even: two threads that share a row finish
     # together. Softmax of 3 x 100000 float32 takes 41 us so, and 48 with a short last tile. Of more tiles the rounding
     # would leave nothing to the last one.
     MOST_EQUAL_TILES = 64
     # Rows of tiles that threads cannot share evenly: fewer than FEW_ROUNDS a thread are shared tile by tile, of more those that
-    # are left over, where a thread's part of these is SHARED_WORK elements. Softmax of 9 x 100000 float64 takes 200 us so, and 218.
+    # are left over, where a thread's part of these, or a narrow run, is SHARED_WORK elements. Softmax of 9 x 100000 float64 takes 200 us so, and 218.
     FEW_ROUNDS = 4
     SHARED_WORK = 24576
     # Runs of few classes are computed where they lie if they are a group or have so many lanes; a gradient's, of which three
@@ -144,6 +144,7 @@ cdef struct Plan:
     const Kernels *kernels
     Regime regime
     Py_ssize_t size                 # of a real, bytes
+    Py_ssize_t work                 # in elements of float32
     Py_ssize_t block_rows
     Py_ssize_t span                 # a block has so many runs, where that axis is short; else 1
     bint run_by_run                 # they are computed where they lie, otherwise copied side by side
@@ -353,20 +354,20 @@ cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
 
 
 cdef Py_ssize_t past_line_of(const Plan *plan) noexcept nogil:
-    """How many lanes behind a line of the result, or else of x, a run begins, if runs and classes all do. Vectors across two lines
-    take longer, and a line that two threads write longer still: softmax of 16 x 5 x 64 x 64 float32, 16 bytes behind a line as
+    """How many lanes behind a line of the result, or else of x, each run of each class begins, if all do alike. Vectors across two
+    lines take longer, and a line that two threads write longer still: softmax of 16 x 5 x 64 x 64 float32, 16 bytes behind a line as
     NumPy's large arrays, takes 112 us on one thread so, and otherwise 121. What is added up over blocks may not depend on where
-    arrays lie."""
+    arrays lie, nor weighted sums on how many lanes there are."""
     cdef const Task *task = plan.task
     cdef const Operand *operand = &task.out if task.out.data != NULL else &task.x
     cdef int axis
-    if (plan.regime != STRIP or plan.span > 1 or plan.blocks_across == 1 or task.adds_up or operand.item_bytes != plan.size
-            or operand.class_stride % LINE_BYTES != 0):
+    if (plan.regime != STRIP or plan.span > 1 or plan.blocks_across == 1 or task.adds_up or task.operation == LOGSUMEXP_WEIGHTED
+            or operand.row_strides[task.ndim - 1] != plan.size or operand.class_stride % LINE_BYTES != 0):
         return 0
     for axis in range(task.ndim - 1):
         if operand.row_strides[axis] % LINE_BYTES != 0:
             return 0
-    return <Py_ssize_t> operand.data % LINE_BYTES // plan.size
+    return <Py_ssize_t> (<size_t> operand.data % LINE_BYTES) // plan.size
 
 
 cdef inline bint fills_groups(Py_ssize_t rows) noexcept nogil:
@@ -421,16 +422,16 @@ cdef bint is_narrow(const Plan *plan) noexcept nogil:
     """Whether lanes are so few that threads share their tiles: if they shared the lanes, each would write and fetch ahead lines
     that another has."""
     cdef const Task *task = plan.task
-    cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.rows // across
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], all_runs = task.rows // across
     cdef int shares = shares_of(plan)
-    return (plan.regime == STRIP and plan.tiles > 1 and across * plan.size <= NARROW_BYTES * plan.tiles
-            and runs % shares != 0 and runs < FEW_ROUNDS * shares and across * task.classes >= SHARED_WORK)
+    return (plan.regime == STRIP and plan.tiles > 1 and plan.tiles >= shares and across * plan.size <= NARROW_BYTES * plan.tiles
+            and all_runs % shares != 0 and all_runs < FEW_ROUNDS * shares and across * task.classes >= SHARED_WORK)
 
 
 cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nogil:
-    """Which blocks threads share tile by tile. Of lanes that are narrow, all. Of rows that a cache holds a few at once, or what is
-    left over of more when each thread has had as many as the others: softmax of 3 x 100000 float32 takes 33 us so, and row by
-    row 44. Of others row by row, so that each is read again while a cache holds it."""
+    """Which blocks threads share tile by tile. Of lanes all if they are narrow, otherwise none. Of rows that a cache holds a few at
+    once, or what is left over of more when each thread has had as many as the others: softmax of 3 x 100000 float32 takes 33 us
+    so, and row by row 44. Of larger rows a few, each in turn, so that it is read again while a cache holds it."""
     cdef Py_ssize_t left = plan.blocks % plan.threads
     cdef bint few = plan.blocks < FEW_ROUNDS * plan.threads
     cdef bint at_once = plan.regime == ROWS and not plan.beyond
@@ -443,14 +444,14 @@ cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nog
 
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
-    cdef Py_ssize_t row_bytes, row_work, work, moved
+    cdef Py_ssize_t row_bytes, row_work, moved
     cdef bint backward = is_backward(task.operation), narrow
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
     plan.regime = regime_of(task, plan.size)
     row_work = (task.classes + (LANE_WORK if plan.regime == STRIP else ROW_WORK)) * plan.size // 4
-    work = task.rows * row_work
+    plan.work = task.rows * row_work
     # The last tile has SHORTEST_ROW classes at least.
     plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
     while plan.regime == STRIP and task.classes > MOST_STRIP_TILES * plan.tile and plan.tile < MOST_TILE:
@@ -480,7 +481,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.backward_rows = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
-    plan.threads = threads_for(work)
+    plan.threads = threads_for(plan.work)
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.run_by_run = takes_run_by_run(plan)
     plan.span = span_of(plan)
@@ -488,7 +489,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     if plan.span > 1:
         plan.block_rows = across * plan.span
     elif narrow:
-        plan.block_rows = min(across, <Py_ssize_t> MOST_LANES)
+        plan.block_rows = min(across, clamp(STRIP_BYTES // row_bytes // LINE * LINE, LEAST_LANES, MOST_LANES))
     else:
         plan.block_rows = min(equal_rows(plan) if plan.regime == STRIP or plan.tiles == 1 else plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
@@ -505,7 +506,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     if plan.by_tiles and plan.whole == 0:
         # Threads that share a row wait for each other after each phase: softmax of 1 x 26000 float32 takes 4.9 us on one, and
         # would take 6.7 on two; of 1 x 33000 5.6 on two, and 5.9 on one.
-        plan.threads = threads_for(work * 2 // 3)
+        plan.threads = threads_for(plan.work * 2 // 3)
         share_tiles(plan, narrow and plan.threads > 1, row_work)
     plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
@@ -871,21 +872,15 @@ cdef void share(job each, void *context, Py_ssize_t count, int threads) noexcept
 
 
 cdef void share_work(job each, void *context, Py_ssize_t count, Py_ssize_t work) noexcept nogil:
+    cdef int threads = threads_for(work)
     cdef bint entered = enter(work)
-    share(each, context, count, threads_for(work))
+    share(each, context, count, threads)
     leave(entered)
 
 
 cdef int run(Task *task) except -1:
-    cdef bint entered = enter(task.rows * task.classes)
-    try:
-        return run_plan(task)
-    finally:
-        leave(entered)
-
-
-cdef int run_plan(Task *task) except -1:
     cdef Plan plan
+    cdef bint entered
     cdef int i, workers
     cdef Py_ssize_t index, worker_bytes
     cdef char *scratch
@@ -900,6 +895,7 @@ cdef int run_plan(Task *task) except -1:
     if plan.workers == NULL:
         raise MemoryError(f"cylsm could not allocate {workers * worker_bytes} bytes of scratch memory")
     with nogil:
+        entered = enter(plan.work)
         scratch = <char *> (plan.workers + workers)
         scratch += 64 - <size_t> scratch % 64
         for i in range(workers):
@@ -912,5 +908,6 @@ cdef int run_plan(Task *task) except -1:
                 compute_blocks(&plan, plan.workers, plan.whole + index * plan.together, plan.together, True)
         else:
             share(&part_job, &plan, task.parts, plan.threads)
+        leave(entered)
     free(plan.workers)
     return 0

@@ -34,7 +34,7 @@ from cylsm._arrays cimport (
     result_dtype,
     same_memory,
 )
-from cylsm._driver cimport MOST_PARTS, Block, Operand, Task, kernels, row_of, run, run_stride, share_work
+from cylsm._driver cimport MOST_PARTS, MOST_RUN, Block, Operand, Task, kernels, row_of, run, run_stride, share_work
 from cylsm._kernels cimport (
     FLOAT16,
     INT8,
@@ -49,6 +49,9 @@ from cylsm._kernels cimport (
     UINT16,
     UINT32,
 )
+
+cdef extern from "_native.h" nogil:
+    void cylsm_require(bint condition)
 
 cnp.import_array()
 
@@ -70,7 +73,6 @@ cdef enum:
     IGNORED = -1
     CHECK_ROWS = 8192       # labels that one job checks
     CHUNK = 512             # labels or weights converted at a time
-    MOST_ROWS = 512         # of a block's run: the driver's MOST_LANES, and half its MOST_SPANNED_ROWS; fewer by rows
     SUMS = 8                # of losses, taken side by side
 
 cdef object float32 = np.dtype(np.float32)
@@ -439,8 +441,9 @@ cdef void put_run(Task *task, char *out, Py_ssize_t rows, bint marked, const int
                   const real *top, const real *others, const real *scale, const real *factor) noexcept nogil:
     """The targets' own gradients: factor * (p - 1), as minus the others' where p is the largest."""
     cdef Py_ssize_t stride = task.out.row_strides[task.ndim - 1], class_stride = task.out.class_stride, r
-    cdef real there[MOST_ROWS]
+    cdef real there[MOST_RUN]
     cdef real of_largest, of_another
+    cylsm_require(rows <= MOST_RUN)
     if task.out.native:
         # The choice in a loop of its own, which is vectorised: a branch would be mispredicted where classes are few. Of an
         # ignored row class 0 is written here.

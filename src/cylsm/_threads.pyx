@@ -47,33 +47,30 @@ cdef extern from *:
         cylsm_calls += change;
     }
 
-    /* Calls that share the processors. A crowd counts for CYLSM_LATELY seconds more: between two calls a Python thread has none
-       under way, and a thread that another woke then would wait for a processor. */
+    /* Calls that share the processors, with one that is not under way yet. A crowd counts for CYLSM_LATELY seconds more: between
+       two calls a Python thread has none under way, and a thread that another woke then would wait for a processor. */
     #define CYLSM_LATELY 5e-3
     static int cylsm_count_calls(void)
     {
-        int calls, crowd;
+        int others, crowd;
         double time;
         CYLSM_WHOLE(omp atomic read)
-        calls = cylsm_calls;
+        others = cylsm_calls;
         CYLSM_WHOLE(omp atomic read)
         crowd = cylsm_crowd;
-        if (calls <= 1 && crowd <= 1)
+        if (others <= 0 && crowd <= 1)
             return 1;
-        if (calls <= 1) {
-            CYLSM_WHOLE(omp atomic read)
-            time = cylsm_crowd_time;
-            if (omp_get_wtime() - time < CYLSM_LATELY)
-                return crowd;
-            calls = 1;
-        } else {
-            time = omp_get_wtime();
-            CYLSM_WHOLE(omp atomic write)
-            cylsm_crowd_time = time;
-        }
+        CYLSM_WHOLE(omp atomic read)
+        time = cylsm_crowd_time;
+        if (others <= 0 && omp_get_wtime() - time < CYLSM_LATELY)
+            return crowd;
+        crowd = others > 0 ? others + 1 : 1;
+        time = omp_get_wtime();
         CYLSM_WHOLE(omp atomic write)
-        cylsm_crowd = calls;
-        return calls;
+        cylsm_crowd_time = time;
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_crowd = crowd;
+        return crowd;
     }
 
     #if defined(__linux__)
@@ -189,8 +186,8 @@ def _threads_for(work):
 
 
 cdef bint enter(Py_ssize_t work) noexcept nogil:
-    """Count a call among those under way, if it may be large enough for two threads."""
-    cdef bint large = work >= GRAIN
+    """Count a call among those under way, if it is large enough for two threads."""
+    cdef bint large = work >= 2 * GRAIN
     if large:
         cylsm_add_call(1)
     return large
