@@ -93,6 +93,7 @@ cdef enum:
     # float32 along the first axis takes 11 ms so, with 256 lanes, and 18 ms with 64.
     STRIP_BYTES = 262144
     MOST_LANES = 512
+    FEW_LINED_BLOCKS = 4            # fewer do not begin with lines
     # Of a backward operation's few classes: all but the last lanes of a block are asked for before they are read.
     GRADIENT_LANES = 2048
     LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes,
@@ -336,12 +337,18 @@ cdef inline int shares_of(const Plan *plan) noexcept nogil:
     return SUMMED_SHARES if plan.task.adds_up else plan.threads
 
 
+cdef inline bint takes_groups_of_lanes(const Plan *plan) noexcept nogil:
+    """Whether few_strip takes GROUP lanes at a time, and not any multiple of 16."""
+    return (plan.regime == STRIP and plan.at_once and plan.task.classes > NEAR_CLASSES
+            and not is_backward(plan.task.operation))
+
+
 cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
     """Rows of a block, in whole groups where the regime has them. In blocks of 256 one of two threads would have 512 of 600 rows:
     log_softmax_backward of 600 x 56 float32 takes 5.6 us so, and otherwise 8.2."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t across = task.shape[task.ndim - 1], together = 1, rows
-    if plan.regime == STRIP and plan.at_once and task.classes > NEAR_CLASSES and not is_backward(task.operation):
+    if takes_groups_of_lanes(plan):
         together = GROUP
     elif plan.regime == STRIP:
         together = LINE
@@ -357,12 +364,14 @@ cdef Py_ssize_t past_line_of(const Plan *plan) noexcept nogil:
     """How many lanes behind a line of the result, or else of x, each run of each class begins, if all do alike. Vectors across two
     lines take longer, and a line that two threads write longer still: softmax of 16 x 5 x 64 x 64 float32, 16 bytes behind a line as
     NumPy's large arrays, takes 112 us on one thread so, and otherwise 121. What is added up over blocks may not depend on where
-    arrays lie, nor weighted sums on how many lanes there are."""
+    arrays lie, nor weighted sums on how many lanes there are. The last block gets what the first is short of, which does not
+    pay where they are few, or taken in groups: log_softmax of 16 x 12 x 32 x 32 float32 would take 37.6 us, and takes 35.5."""
     cdef const Task *task = plan.task
     cdef const Operand *operand = &task.out if task.out.data != NULL else &task.x
     cdef int axis
-    if (plan.regime != STRIP or plan.span > 1 or plan.blocks_across == 1 or task.adds_up or task.operation == LOGSUMEXP_WEIGHTED
-            or operand.row_strides[task.ndim - 1] != plan.size or operand.class_stride % LINE_BYTES != 0):
+    if (plan.regime != STRIP or takes_groups_of_lanes(plan) or plan.blocks_across < FEW_LINED_BLOCKS or task.adds_up
+            or task.operation == LOGSUMEXP_WEIGHTED or operand.row_strides[task.ndim - 1] != plan.size
+            or operand.class_stride % LINE_BYTES != 0):
         return 0
     for axis in range(task.ndim - 1):
         if operand.row_strides[axis] % LINE_BYTES != 0:
