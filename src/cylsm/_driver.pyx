@@ -69,7 +69,8 @@ cdef enum:
     # would leave nothing to the last one.
     MOST_EQUAL_TILES = 64
     # Rows of tiles that threads cannot share evenly: fewer than FEW_ROUNDS a thread are shared tile by tile, of more those that
-    # are left over, where a thread's part of these, or a narrow run, is SHARED_WORK elements. Softmax of 9 x 100000 float64 takes 200 us so, and 218.
+    # are left over, where a thread's part of these, or a narrow run, is SHARED_WORK elements. Softmax of 9 x 100000 float64
+    # takes 200 us so, and 218.
     FEW_ROUNDS = 4
     SHARED_WORK = 24576
     # Runs of few classes are computed where they lie if they are a group or have so many lanes; a gradient's, of which three
@@ -93,7 +94,7 @@ cdef enum:
     # float32 along the first axis takes 11 ms so, with 256 lanes, and 18 ms with 64.
     STRIP_BYTES = 262144
     MOST_LANES = 512
-    FEW_LINED_BLOCKS = 4            # fewer do not begin with lines
+    FEW_LINED_BLOCKS = 4            # fewer do not begin with lines: past_line_of
     # Of a backward operation's few classes: all but the last lanes of a block are asked for before they are read.
     GRADIENT_LANES = 2048
     LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes,
