@@ -16,7 +16,7 @@ import reference
 from programs import run
 
 import cylsm
-from cylsm import _driver, _threads
+from cylsm import _cpu, _driver, _threads
 
 CONFIG = cylsm.show_config(mode="dicts")
 THREADS = range(2, 9)
@@ -275,6 +275,17 @@ def cache_bytes():
     _driver._use_cache_bytes(before)
 
 
+def test_cache_of_a_virtual_machine(monkeypatch, tmp_path):
+    """It is told how large its host's cache is, and has the share of its own processors."""
+    sizes = {"L1": "48K", "L3": "307200K", "odd": "none"}
+    for name, size in sizes.items():
+        (tmp_path / name).write_text(size + "\n")
+    monkeypatch.setattr(_cpu, "glob", lambda pattern: [tmp_path / name for name in (*sizes, "missing")])
+    for processors, wanted in [(1, 16 << 20), (2, 32 << 20), (64, 307200 << 10), (None, 16 << 20)]:
+        monkeypatch.setattr(os, "cpu_count", lambda count=processors: count)
+        assert _cpu.last_level_cache_bytes() == wanted
+
+
 @on_each_isa
 @each_dtype
 @pytest.mark.parametrize("function", ["log_softmax", "softmax"])
@@ -405,6 +416,43 @@ def test_concurrent_callers_share_the_processors():
             stop.set()
     assert [call.result() for call in calls] == [None] * 3
     assert reaches(8)
+
+
+@openmp
+@pytest.mark.usefixtures("eight_processors")
+def test_no_threads_for_a_while_where_waiting_for_them_costs_more():
+    """As on processors that other processes keep busy; longer each time that another try is lost."""
+    work = 1_000_000
+
+    def pauses():
+        return _threads._threads_for(work) == 1
+
+    def lose():
+        _threads._note_region(0.1, 8e-3, work)  # a million elements do not take so long: that thread was late too
+
+    def pause_ends():
+        start = time.monotonic()
+        while pauses():
+            assert time.monotonic() < start + 30
+        return time.monotonic() - start
+
+    _threads._note_region(1e-3, 0, work)
+    lose()
+    assert not pauses()  # one wait is an accident
+    lose()
+    assert pauses()
+    pause_ends()
+    _threads._note_region(1e-3, 0, work)  # from the second on, threads are awake
+    lose()
+    assert pauses()
+    assert pause_ends() > 15e-3
+    for _ in range(20):
+        _threads._note_region(1e-3, 1e-4, work)
+    lose()
+    assert not pauses()
+    time.sleep(0.02)
+    _threads._note_region(1e-3, 8e-3, work)  # a thread that slept wakes late
+    assert not pauses()
 
 
 @on_each_isa

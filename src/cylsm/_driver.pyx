@@ -41,7 +41,7 @@ from cylsm._kernels cimport (
     TILE_BYTES,
     KernelTable,
 )
-from cylsm._threads cimport enter, leave, threads_for
+from cylsm._threads cimport begin_region, enter, leave, note_region, now, threads_for
 
 from importlib import import_module
 
@@ -787,7 +787,7 @@ cdef void all_tiles(Plan *plan, Worker *worker, Py_ssize_t blocks, int phase, bi
     cdef Py_ssize_t t
     if shared:
         plan.phase = phase
-        share(&tile_job, plan, blocks * plan.tiles, plan.threads)
+        share(&tile_job, plan, blocks * plan.tiles, plan.work, plan.threads)
     elif phase == APPLY:
         for t in range(plan.tiles):
             apply_tile(plan, worker, &worker.block, t)
@@ -871,20 +871,33 @@ cdef void part_job(void *context, int thread, Py_ssize_t part) noexcept nogil:
 
 # ---- threads -----------------------------------------------------------------------------------------------------
 
-cdef void share(job each, void *context, Py_ssize_t count, int threads) noexcept nogil:
-    cdef Py_ssize_t i
+cdef void part_of_share(job each, void *context, Py_ssize_t count, int thread, int part, int parts) noexcept nogil:
+    cdef Py_ssize_t i, least = count // parts, more = count % parts
+    cdef Py_ssize_t first = part * least + min(<Py_ssize_t> part, more)
+    for i in range(first, first + least + (part < more)):
+        each(context, thread, i)
+
+
+cdef void share(job each, void *context, Py_ssize_t count, Py_ssize_t work, int threads) noexcept nogil:
+    cdef int part
+    cdef double begun
+    cdef double done[2]
     if threads > 1:
-        for i in prange(count, schedule="static", num_threads=threads):
-            each(context, threadid(), i)
+        begun = begin_region()
+        for part in prange(threads, schedule="static", num_threads=threads):
+            part_of_share(each, context, count, threadid(), part, threads)
+            if begun > 0 and (part == 0 or part == threads - 1):
+                done[part > 0] = now()
+        if begun > 0:
+            note_region(begun, min(done[0], done[1]), work, threads)
     else:
-        for i in range(count):
-            each(context, 0, i)
+        part_of_share(each, context, count, 0, 0, 1)
 
 
 cdef void share_work(job each, void *context, Py_ssize_t count, Py_ssize_t work) noexcept nogil:
     cdef int threads = threads_for(work)
     cdef bint entered = enter(work)
-    share(each, context, count, threads)
+    share(each, context, count, work, threads)
     leave(entered)
 
 
@@ -913,11 +926,11 @@ cdef int run(Task *task) except -1:
         if plan.by_tiles:
             # So few that a share has one block.
             if plan.whole > 0:
-                share(&part_job, &plan, plan.whole, plan.threads)
+                share(&part_job, &plan, plan.whole, plan.work, plan.threads)
             for index in range((plan.blocks - plan.whole) // plan.together):
                 compute_blocks(&plan, plan.workers, plan.whole + index * plan.together, plan.together, True)
         else:
-            share(&part_job, &plan, task.parts, plan.threads)
+            share(&part_job, &plan, task.parts, plan.work, plan.threads)
         leave(entered)
     free(plan.workers)
     return 0

@@ -73,6 +73,75 @@ cdef extern from *:
         return crowd;
     }
 
+    /* By how much calls have lately waited longer for their threads than these saved; when their last region ended; until when
+       they do without threads, if not 0, and for how long they do. */
+    static volatile double cylsm_lost, cylsm_last_end, cylsm_alone, cylsm_pause;
+
+    /* Where another process has a processor too, one thread is late by a time slice or two, and the others spin. A thread that
+       slept is late anywhere, which says nothing. The first that is done may have been late itself, so that what threads save
+       is bounded by what so many elements take, in memory. */
+    #define CYLSM_MOST_LOST 10e-3
+    #define CYLSM_AWAKE 1e-3
+    #define CYLSM_ELEMENT 1e-9
+    #define CYLSM_LEAST_PAUSE 10e-3
+    #define CYLSM_MOST_PAUSE 640e-3
+
+    /* The time, if a region that begins now is to be timed, which takes as long as a thousand elements; else 0. Until there was
+       a pause it is two of sixteen, the second of which knows when the first ended. */
+    static double cylsm_begin_region(void)
+    {
+        static volatile unsigned regions;
+        double pause;
+        CYLSM_WHOLE(omp atomic read)
+        pause = cylsm_pause;
+        return pause > 0 || regions++ % 16 < 2 ? omp_get_wtime() : 0;
+    }
+
+    static void cylsm_note_region(double begun, double done, double end, double work, int threads)
+    {
+        double last, lost, pause, saved = (threads - 1) * (done - begun);
+        CYLSM_WHOLE(omp atomic read)
+        last = cylsm_last_end;
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_last_end = end;
+        if (begun - last > CYLSM_AWAKE)
+            return;
+        CYLSM_WHOLE(omp atomic read)
+        lost = cylsm_lost;
+        CYLSM_WHOLE(omp atomic read)
+        pause = cylsm_pause;
+        lost += end - done - (saved < work * CYLSM_ELEMENT ? saved : work * CYLSM_ELEMENT);
+        if (lost > CYLSM_MOST_LOST) {
+            lost = CYLSM_MOST_LOST;
+            pause = pause == 0 ? CYLSM_LEAST_PAUSE : pause < CYLSM_MOST_PAUSE ? 2 * pause : pause;
+            CYLSM_WHOLE(omp atomic write)
+            cylsm_alone = end + pause;
+        } else if (lost <= 0)
+            lost = pause = 0;
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_lost = lost;
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_pause = pause;
+    }
+
+    static void cylsm_forget_regions(void)
+    {
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_lost = 0;
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_pause = 0;
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_alone = 0;
+    }
+
+    static int cylsm_is_alone(void)
+    {
+        double alone;
+        CYLSM_WHOLE(omp atomic read)
+        alone = cylsm_alone;
+        return alone != 0 && omp_get_wtime() < alone;
+    }
+
     #if defined(__linux__)
     #include <sched.h>
     /* More processors than the fixed-size set has room for: not a limit. */
@@ -101,6 +170,11 @@ cdef extern from *:
     int cylsm_processors() nogil
     void cylsm_add_call(int change) nogil
     int cylsm_count_calls() nogil
+    double omp_get_wtime() nogil
+    double cylsm_begin_region() nogil
+    void cylsm_note_region(double begun, double done, double end, double work, int threads) nogil
+    void cylsm_forget_regions() nogil
+    bint cylsm_is_alone() nogil
     int cylsm_forked
     void cylsm_watch_forks()
 
@@ -167,15 +241,17 @@ cdef int most_threads(int calls) noexcept nogil:
 
 
 def _pretend_processors(n):
-    """Let calls use up to n threads, however few processors there are, or (0) as many as there are; for tests only."""
+    """Let calls use up to n threads, however few processors there are, or (0) as many as there are, and whatever waiting for them
+    has cost; for tests only."""
     global pretended
     pretended = n if CYLSM_OPENMP else 0
+    cylsm_forget_regions()
 
 
 cdef int threads_for(Py_ssize_t work) noexcept nogil:
     """Number of threads for the work of so many float32 elements, a fair share of the processors where other Python threads
     call too. Softmax of 256 x 1000 float32 from two of them takes 24 us a call so, and if each takes both processors 32."""
-    if work < 2 * GRAIN:
+    if work < 2 * GRAIN or cylsm_is_alone():
         return 1
     return <int> min(<Py_ssize_t> most_threads(cylsm_count_calls()), work // GRAIN)
 
@@ -196,6 +272,24 @@ cdef bint enter(Py_ssize_t work) noexcept nogil:
 cdef void leave(bint entered) noexcept nogil:
     if entered:
         cylsm_add_call(-1)
+
+
+cdef double begin_region() noexcept nogil:
+    return cylsm_begin_region() if pretended == 0 else 0
+
+
+cdef double now() noexcept nogil:
+    return omp_get_wtime()
+
+
+cdef void note_region(double begun, double done, Py_ssize_t work, int threads) noexcept nogil:
+    cylsm_note_region(begun, done, omp_get_wtime(), work, threads)
+
+
+def _note_region(worked, waited, work):
+    """As if two threads had just ended so much work, one after `worked` seconds and the other `waited` later; for tests only."""
+    end = omp_get_wtime()
+    cylsm_note_region(end - waited - worked, end - waited, end, work, 2)
 
 
 def set_num_threads(n):
