@@ -99,6 +99,10 @@ cdef enum:
     GRADIENT_LANES = 2048
     LEAST_STRIDE = 16               # elements from class to class from which on rows are lanes,
     LEAST_SHORT_STRIDE = 3          # or few classes where rows lie side by side: softmax of 128 x 10 x 8 takes 7 us so, and 9
+    # Or classes of more than LONG_ROW_BYTES, which would be gathered from the same lines row by row: log_softmax of 100000 x 12
+    # float32 along the first axis takes 1.1 ms so, otherwise 3.7, and of one of its columns 0.40 and 0.24.
+    LEAST_LONG_STRIDE = 8
+    LONG_ROW_BYTES = 131072
     LEAST_LANES = 64
     # More than NEAR_CLASSES so many bytes apart are not taken a few lanes at a time, which asks memory for little ahead and does
     # not stream: softmax of 64 x 12 x 128 x 128 float32 takes 2.8 ms so, and otherwise 4.3. Nor are those whole pages apart,
@@ -291,10 +295,19 @@ cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     cdef bint beside = task.x.row_strides[task.ndim - 1] == task.x.item_bytes
     if task.classes > 1 and (stride >= LEAST_STRIDE * task.x.item_bytes
+                             or (stride >= LEAST_LONG_STRIDE * task.x.item_bytes and task.classes * size > LONG_ROW_BYTES)
                              or (beside and stride >= LEAST_SHORT_STRIDE * task.x.item_bytes
                                  and task.classes < SHORTEST_ROW and task.operation != LOGSUMEXP_WEIGHTED)):
         return STRIP
     return FEW if task.classes * size <= kernels(task.wide).few_bytes else ROWS
+
+
+cdef bint rows_interleave(const Plan *plan) noexcept nogil:
+    """Whether rows are written to the same lines, and short enough to be taken together. Threads do not share those lines:
+    log_softmax of 1895 x 12 float32 along the first axis takes 25 us so, and otherwise 75."""
+    cdef const Task *task = plan.task
+    return (plan.regime == ROWS and task.classes * plan.size <= FEWER_BYTES and task.out.data != NULL
+            and task.out.row_strides[task.ndim - 1] == task.out.item_bytes and task.out.class_stride != task.out.item_bytes)
 
 
 cdef inline bint is_softmax(int operation) noexcept nogil:
@@ -455,7 +468,7 @@ cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nog
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, row_work, moved
-    cdef bint backward = is_backward(task.operation), narrow
+    cdef bint backward = is_backward(task.operation), interleave, whole, narrow
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
@@ -475,11 +488,12 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         if plan.regime == ROWS:
             plan.tile = (plan.tile + LINE - 1) // LINE * LINE
     row_bytes = plan.tile * plan.size
+    interleave = rows_interleave(plan)
     if plan.regime == FEW:
         plan.block_rows = clamp(FEW_BLOCK_BYTES // max(row_bytes, 1) // GROUP * GROUP, GROUP, FEW_ROWS)
     elif plan.regime == ROWS:
         plan.block_rows = 1 if plan.tiles > 1 else clamp(ROW_BLOCK_BYTES // row_bytes, 1, MOST_BLOCK_ROWS)
-        while (plan.block_rows > 1 and plan.block_rows * row_bytes > FEWER_BYTES
+        while (plan.block_rows > 1 and plan.block_rows * row_bytes > FEWER_BYTES and not interleave
                and task.rows < MANY_BLOCKS * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
     else:
@@ -492,6 +506,8 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
     plan.threads = threads_for(plan.work)
+    if interleave:
+        plan.threads = <int> min(<Py_ssize_t> plan.threads, task.rows // across)
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.run_by_run = takes_run_by_run(plan)
     plan.span = span_of(plan)
@@ -501,7 +517,8 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     elif narrow:
         plan.block_rows = min(across, clamp(STRIP_BYTES // row_bytes // LINE * LINE, LEAST_LANES, MOST_LANES))
     else:
-        plan.block_rows = min(equal_rows(plan) if plan.regime == STRIP or plan.tiles == 1 else plan.block_rows, across)
+        whole = interleave or (plan.regime == ROWS and plan.tiles > 1)
+        plan.block_rows = min(plan.block_rows if whole else equal_rows(plan), across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
     plan.past_line = past_line_of(plan)
     plan.blocks_down = (runs + plan.span - 1) // plan.span
