@@ -14,7 +14,7 @@ cdef inline void backward_vectors(int operation, Py_ssize_t n, const real *x, co
 
 
 cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes, real scale,
-                              real shift, real least, real *out, Py_ssize_t ahead, Py_ssize_t out_ahead) noexcept nogil:
+                              real shift, real least, real *out, Py_ssize_t y_ahead, Py_ssize_t out_ahead) noexcept nogil:
     """One row. Exps of double wait for long: they are taken four vectors at a time. Otherwise a line is, up to two
     vectors."""
     cdef Py_ssize_t i, at, lanes = lanes_of(x), pair = 2 * lanes
@@ -28,7 +28,7 @@ cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, co
     for i in range(whole // many):
         at = i * many * lanes
         if operation == LOG_SOFTMAX_BACKWARD:
-            ask_for(y + at + ahead, many * lanes)
+            ask_for(y + at + y_ahead, many * lanes)
         ask_for(out + at + out_ahead, many * lanes)
         backward_vectors(operation, min(many, <Py_ssize_t> 2) * lanes, x + at, y + at, scale, shift, least, out + at)
         if many == 4:
@@ -36,7 +36,7 @@ cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, co
     for i in range(whole // many * many, whole):
         at = i * lanes
         if operation == LOG_SOFTMAX_BACKWARD:
-            ask_for(y + at + ahead, lanes)
+            ask_for(y + at + y_ahead, lanes)
         ask_for(out + at + out_ahead, lanes)
         backward_vectors(operation, lanes, x + at, y + at, scale, shift, least, out + at)
     if classes % lanes != 0:
@@ -45,14 +45,15 @@ cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, co
 
 cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, Py_ssize_t x_step, const real *y,
                                 Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, real *out, Py_ssize_t out_step,
-                                Py_ssize_t ahead, Py_ssize_t own) noexcept nogil:
-    """Up to GROUP rows; `own` elements of out are this thread's."""
-    cdef Py_ssize_t r
+                                Py_ssize_t ahead, Py_ssize_t own, Py_ssize_t readable) noexcept nogil:
+    """Up to GROUP rows. `own` rows of out are this thread's, and `readable` ones of x and y may be asked for."""
+    cdef Py_ssize_t r, step = min(x_step, y_step)
     cdef real scale[GROUP]
     cdef real shift[GROUP]
     cdef real least[GROUP]
     for r in range(rows):
-        scale[r] = row_total(operation, whole, x + r * x_step, y + r * y_step, classes, ahead)
+        scale[r] = row_total(operation, whole, x + r * x_step, y + r * y_step, classes,
+                             ahead_within(ahead, classes, (readable - 1 - r) * step + classes))
     for r in range(rows):
         if operation == LOG_SOFTMAX_BACKWARD:
             scale[r] = set_factor(scale[r], &shift[r], &least[r])
@@ -60,41 +61,44 @@ cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, 
             shift[r] = least[r] = 0
     for r in range(rows):
         backward_row(operation, whole, x + r * x_step, y + r * y_step, classes, scale[r], shift[r], least[r],
-                     out + r * out_step, ahead, ahead_within(ahead, classes, own - r * out_step))
+                     out + r * out_step, ahead_within(ahead, classes, (readable - 1 - r) * step + classes),
+                     ahead_within(ahead, classes, (own - 1 - r) * out_step + classes))
 
 
 cdef void backward_few(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                       Py_ssize_t classes, real *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
+                       Py_ssize_t classes, real *out, Py_ssize_t out_step, Py_ssize_t own,
+                       Py_ssize_t readable) noexcept nogil:
     """Rows of up to four vectors: of a number that the compiler knows, and of a known distance, the shortest takes a fifth
     less. Not inline, nor the next: together they run out of registers."""
     cdef Py_ssize_t whole = classes // lanes_of(x), ahead = PLAIN_AHEAD_BYTES // <Py_ssize_t> sizeof(real)
     if operation == LOG_SOFTMAX_BACKWARD:
         if whole == 1:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
         elif whole == 2:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
         elif whole == 3:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
         else:
-            backward_batch(LOG_SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+            backward_batch(LOG_SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
     else:
         if whole == 1:
-            backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+            backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
         elif whole == 2:
-            backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+            backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
         elif whole == 3:
-            backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+            backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
         else:
-            backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+            backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
 
 
 cdef void backward_many(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                        Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far, Py_ssize_t own) noexcept nogil:
+                        Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far, Py_ssize_t own,
+                        Py_ssize_t readable) noexcept nogil:
     cdef Py_ssize_t whole = classes // lanes_of(x), ahead = ahead_of(far, x)
     if operation == LOG_SOFTMAX_BACKWARD:
-        backward_batch(LOG_SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+        backward_batch(LOG_SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
     else:
-        backward_batch(SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own)
+        backward_batch(SOFTMAX_BACKWARD, whole, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
 
 
 cdef inline void backward_streamed(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
@@ -121,7 +125,7 @@ cdef inline void backward_streamed(int operation, const real *x, Py_ssize_t x_st
 
 cdef void backward_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                         Py_ssize_t classes, real *out, Py_ssize_t out_step, bint far, bint stream) noexcept nogil:
-    cdef Py_ssize_t b, r, n, own
+    cdef Py_ssize_t b, r, n, own, readable
     cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP, BATCH_BYTES // (classes * <Py_ssize_t> sizeof(real))))
     cylsm_require(classes >= SHORTEST_ROW)
     if stream:
@@ -133,10 +137,12 @@ cdef void backward_rows(int operation, const real *x, Py_ssize_t x_step, const r
     for b in range((rows + batch - 1) // batch):
         r = b * batch
         n = min(rows - r, batch)
-        own = (rows - 1 - r) * out_step + classes
+        own = rows - r
+        # Of far arrays the next block too, wherever it begins: so many rows are as many elements at least.
+        readable = own + FAR_AHEAD_BYTES if far else own
         if classes < 5 * lanes_of(x):
             backward_few(operation, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, out + r * out_step, out_step,
-                         own)
+                         own, readable)
         else:
             backward_many(operation, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, out + r * out_step, out_step,
-                          far, own)
+                          far, own, readable)

@@ -22,9 +22,10 @@ cdef inline void set_parameters(int operation, real *of, real *total, real *carr
 cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t more,
                                Py_ssize_t batch, Py_ssize_t classes, const real *of, const real *of_earlier, real *out,
                                Py_ssize_t out_step, real *exps, const real *exps_earlier, Py_ssize_t exps_step, bint far,
-                               Py_ssize_t own, real *tops, real *total, real *carry, real *ties, Tail *tail) noexcept nogil:
+                               Py_ssize_t own, Py_ssize_t x_own, real *tops, real *total, real *carry, real *ties,
+                               Tail *tail) noexcept nogil:
     """Adds up a batch's rows, and compares the `more` rows that follow. Beside row r, row r of the batch before is written;
-    if there are more of those, the caller writes them. `own` elements from out on are this thread's."""
+    if there are more of those, the caller writes them. `own` elements from out on are this thread's, and `x_own` from x on."""
     cdef Py_ssize_t r, lanes = lanes_of(x), later, ahead
     cdef bint keep = operation == SOFTMAX
     cdef Meanwhile meanwhile
@@ -32,7 +33,7 @@ cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_
     for r in range(rows):
         # Without another row its own is compared once more.
         later = r + batch if r < more else r
-        ahead = (later - r) * x_step + ahead_of(far, x)
+        ahead = ahead_within((later - r) * x_step + ahead_of(far, x), classes, x_own - r * x_step)
         meanwhile.later = x + later * x_step
         meanwhile.later_top = tops + r * lanes
         meanwhile.out = out + (r - batch) * out_step
@@ -78,11 +79,11 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
             exps = apart + b % 2 * batch * exps_step if stream else out + at * out_step
         if b == 0:
             forward_batch(operation, RAISING, x, x_step, n, min(rows - n, batch), batch, classes, of, of_earlier, out,
-                          out_step, exps, exps, exps_step, far, own, tops, total, carry, ties, &tail)
+                          out_step, exps, exps, exps_step, far, own, rows * x_step, tops, total, carry, ties, &tail)
         else:
             forward_batch(operation, STREAMING if stream else WRITING, x + at * x_step, x_step, n, min(rows - at - n, batch),
                           batch, classes, of, of_earlier, out + at * out_step, out_step, exps, exps_earlier, exps_step, far,
-                          own - at * out_step, tops, total, carry, ties, &tail)
+                          own - at * out_step, (rows - at) * x_step, tops, total, carry, ties, &tail)
         for r in range(at - batch + n if b > 0 else at, min(rows, at)):
             tail.more = out_step == classes and r < rows - 1
             apply_row(operation, keep, stream, exps_earlier + (r - (at - batch)) * exps_step if keep else x + r * x_step, x,

@@ -40,11 +40,11 @@ cdef enum Operation:
     MIXTURE_COST          # after LOGSUMEXP, reduce only: mass = sum(y), cost = sum(y * (top - x))
     MIXTURE               # after that, apply only: factor * (mass * softmax(x) - y)
 
-# What a strip kernel reads next, and asks for meanwhile.
+# What a kernel reads next, and asks for meanwhile; one of rows, whatever lies behind them.
 cdef enum Following:
     NOTHING
     TILE_BELOW            # the next classes
-    BLOCK_BESIDE          # the next lanes
+    BLOCK_BESIDE          # the next rows, or lanes
 
 # How the elements of an array are held.
 cdef enum Element:
@@ -77,7 +77,6 @@ cdef struct RowState:
 
 # Fills entries first .. first + rows of the state. SOFTMAX, SOFTMAX_GRADIENT: `exps` receives the exps; otherwise, if not
 # NULL, it is what will be written next, and is asked for meanwhile, but not by a backward operation, whose sum is short.
-# `following` is for strips; rows do not read it.
 ctypedef void (*reduce_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                                void *exps, Py_ssize_t exps_step, int following) noexcept nogil

@@ -178,8 +178,9 @@ cdef inline Py_ssize_t ahead_of(bint far, const real *any) noexcept nogil:
 
 
 cdef inline Py_ssize_t ahead_within(Py_ssize_t ahead, Py_ssize_t classes, Py_ssize_t own) noexcept nogil:
-    """The same of a row of out. `own` elements from its beginning are this thread's: what lies behind them another may be
-    writing, and waits for it where it is asked for. softmax of 128 x 1000 float32 takes 12 us so, and otherwise 23."""
+    """The same of a row of an array. `own` elements from its beginning are this thread's: what lies behind them another may be
+    writing, the result that lies behind x too, and waits for it where it is asked for. softmax of 128 x 1000 float32 takes
+    12 us so, and otherwise 23."""
     return ahead if classes + ahead <= own else 0
 
 
@@ -416,8 +417,9 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
 
 cdef inline void sum_rows(int operation, bint keep, int origin, const real *x, Py_ssize_t x_step, const real *y,
                           Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const real *of, real *total,
-                          real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
-    cdef Py_ssize_t r, lanes = lanes_of(x), ahead = classes if rows == 1 else rows * x_step
+                          real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step,
+                          Py_ssize_t ahead) noexcept nogil:
+    cdef Py_ssize_t r, lanes = lanes_of(x)
     for r in range(rows):
         row_sum(operation, keep, ALONE, origin, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
                 carry + r * lanes, ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step,
@@ -430,33 +432,33 @@ cdef inline void sum_rows(int operation, bint keep, int origin, const real *x, P
 
 cdef void softmax_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                        Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                       Py_ssize_t exps_step) noexcept nogil:
-    sum_rows(SOFTMAX, True, ROUNDED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+                       Py_ssize_t exps_step, Py_ssize_t ahead) noexcept nogil:
+    sum_rows(SOFTMAX, True, ROUNDED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
 
 
 cdef void gradient_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                         Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                        Py_ssize_t exps_step) noexcept nogil:
-    sum_rows(LOGSUMEXP, True, NEAR, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+                        Py_ssize_t exps_step, Py_ssize_t ahead) noexcept nogil:
+    sum_rows(LOGSUMEXP, True, NEAR, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
 
 
 cdef void plain_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                      Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                     Py_ssize_t exps_step) noexcept nogil:
-    sum_rows(LOGSUMEXP, False, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+                     Py_ssize_t exps_step, Py_ssize_t ahead) noexcept nogil:
+    sum_rows(LOGSUMEXP, False, PLAIN, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
 
 
 cdef void centred_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                        Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                       Py_ssize_t exps_step) noexcept nogil:
-    sum_rows(LOGSUMEXP, False, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+                       Py_ssize_t exps_step, Py_ssize_t ahead) noexcept nogil:
+    sum_rows(LOGSUMEXP, False, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
 
 
 cdef void weighted_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                         Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                        Py_ssize_t exps_step) noexcept nogil:
+                        Py_ssize_t exps_step, Py_ssize_t ahead) noexcept nogil:
     sum_rows(LOGSUMEXP_WEIGHTED, False, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps,
-             exps_step)
+             exps_step, ahead)
 
 
 cdef inline bint take_tops(int operation, bint near, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
@@ -503,7 +505,8 @@ cdef inline void take_sums(int operation, Py_ssize_t rows, const real *of, bint 
 
 cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_t x_step, const real *y,
                               Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
-                              Py_ssize_t first, real *exps, Py_ssize_t exps_step) noexcept nogil:
+                              Py_ssize_t first, real *exps, Py_ssize_t exps_step, Py_ssize_t ahead) noexcept nogil:
+    """Where what follows lies so far `ahead`, it is asked for."""
     cdef Py_ssize_t r, lanes = lanes_of(x)
     cdef int centred = 0
     cdef bint found
@@ -522,15 +525,15 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
         for r in range(BATCH):
             centred |= of[CENTRE * BATCH + r] != 0
     if operation == SOFTMAX:
-        softmax_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+        softmax_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
     elif keep:
-        gradient_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+        gradient_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
     elif operation == LOGSUMEXP_WEIGHTED:
-        weighted_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+        weighted_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
     elif not centred:
-        plain_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+        plain_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
     else:
-        centred_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step)
+        centred_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
     take_sums(operation, rows, of, found, infinite, total, carry, ties, ties_carry)
     write_state(operation, NEAR if keep else CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
 
@@ -580,29 +583,32 @@ cdef inline void cost_batch(const real *x, Py_ssize_t x_step, const real *y, Py_
 cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                       Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps,
                       Py_ssize_t exps_step, int following) noexcept nogil:
-    cdef Py_ssize_t b, r, n
+    cdef Py_ssize_t b, r, n, ahead
     cylsm_require(classes >= SHORTEST_ROW)
     for b in range((rows + BATCH - 1) // BATCH):
         r = b * BATCH
         n = min(rows - r, <Py_ssize_t> BATCH)
+        ahead = 0
+        if r + n < rows or following != NOTHING:
+            ahead = classes if rows == 1 else n * x_step
         if operation == SOFTMAX:
             reduce_batch(SOFTMAX, True, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
-                         exps + r * exps_step, exps_step)
+                         exps + r * exps_step, exps_step, ahead)
         elif operation == SOFTMAX_GRADIENT:
             reduce_batch(LOGSUMEXP, True, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
-                         exps + r * exps_step, exps_step)
+                         exps + r * exps_step, exps_step, ahead)
         elif operation == LOG_SOFTMAX_BACKWARD:
             add_rows(LOG_SOFTMAX_BACKWARD, x + r * x_step, x_step, x, 0, n, classes, state, first + r)
         elif operation == SOFTMAX_BACKWARD:
             add_rows(SOFTMAX_BACKWARD, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, first + r)
         elif operation == LOGSUMEXP_WEIGHTED:
             reduce_batch(LOGSUMEXP_WEIGHTED, False, x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state,
-                         first + r, exps + r * exps_step, exps_step)
+                         first + r, exps + r * exps_step, exps_step, ahead)
         elif operation == MIXTURE_COST:
             cost_batch(x + r * x_step, x_step, y + r * y_step, y_step, n, classes, state, first + r)
         else:
             reduce_batch(LOGSUMEXP, False, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
-                         exps + r * exps_step, exps_step)
+                         exps + r * exps_step, exps_step, ahead)
 
 
 cdef inline void apply_short_row(int operation, bint kept, const real *x, const real *y, Py_ssize_t classes, const real *row,

@@ -23,10 +23,10 @@ cdef inline void exps_of_vector(const float *x, float top, int known, float *exp
         total[j] += <double> exps[j] if j >= known else 0.0
 
 
-cdef inline double row_exps(Py_ssize_t whole, const float *x, Py_ssize_t classes, float top, float *exps,
+cdef inline double row_exps(Py_ssize_t whole, const float *x, Py_ssize_t classes, float top, float *exps, Py_ssize_t ahead,
                             Py_ssize_t exps_ahead) noexcept nogil:
     """Stores a row's exps, relative to its top, and returns their sum. Meanwhile x of the next batch is asked for."""
-    cdef Py_ssize_t i, j, lanes = lanes_of(x), ahead = BATCH_BYTES // <Py_ssize_t> sizeof(float)
+    cdef Py_ssize_t i, j, lanes = lanes_of(x)
     cdef double total[MOST_LANES]
     cdef float here[MOST_LANES]
     cdef float last[MOST_LANES]
@@ -62,9 +62,10 @@ cdef inline void scale_row(Py_ssize_t whole, float *row, Py_ssize_t classes, flo
 
 
 cdef inline void softmax_batch(Py_ssize_t whole, const float *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
-                               float *out, Py_ssize_t out_step, Py_ssize_t own) noexcept nogil:
-    """Up to GROUP rows. `own` elements of out are asked for as they come; none if it is 0."""
-    cdef Py_ssize_t r
+                               float *out, Py_ssize_t out_step, Py_ssize_t own, bint far) noexcept nogil:
+    """Up to GROUP rows, of `own` that are this thread's. If they are `far`, out is asked for as it comes, and what follows in x
+    even behind them."""
+    cdef Py_ssize_t r, ahead = BATCH_BYTES // <Py_ssize_t> sizeof(float)
     cdef int infinite = 0
     cdef float top[GROUP]
     cdef float beside[GROUP]
@@ -78,7 +79,8 @@ cdef inline void softmax_batch(Py_ssize_t whole, const float *x, Py_ssize_t x_st
             beside[r] = beside_infinity(x + r * x_step, 1, classes)
     for r in range(rows):
         total[r] = row_exps(whole, x + r * x_step, classes, top[r], out + r * out_step,
-                            ahead_within(ahead_of(True, x), classes, own - r * out_step))
+                            ahead if far else ahead_within(ahead, classes, (own - 1 - r) * x_step + classes),
+                            ahead_within(ahead_of(True, x), classes, (own - 1 - r) * out_step + classes) if far else 0)
     for r in range(rows if infinite else 0):
         if top[r] == <float> INFINITY:
             total[r] = beside[r] / exp_unit(x)
@@ -96,18 +98,18 @@ cdef void softmax_rows(const float *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ss
     for b in range((rows + batch - 1) // batch):
         r = b * batch
         n = min(rows - r, batch)
-        own = (rows - 1 - r) * out_step + classes if far else 0
+        own = rows - r
         if whole == 2:
-            softmax_batch(2, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+            softmax_batch(2, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own, far)
         elif whole == 3:
-            softmax_batch(3, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+            softmax_batch(3, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own, far)
         elif whole == 4:
-            softmax_batch(4, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+            softmax_batch(4, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own, far)
         elif whole == 5:
-            softmax_batch(5, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+            softmax_batch(5, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own, far)
         elif whole == 6:
-            softmax_batch(6, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+            softmax_batch(6, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own, far)
         elif whole == 7:
-            softmax_batch(7, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+            softmax_batch(7, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own, far)
         else:
-            softmax_batch(8, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own)
+            softmax_batch(8, x + r * x_step, x_step, n, classes, out + r * out_step, out_step, own, far)
