@@ -87,9 +87,15 @@ cdef enum:
     FOLDED = 4                      # rows whose sums are folded together
     MOST_TILE = 8388608             # elements: ties are counted in float
     # Runs of so many bytes a tile are too narrow for threads to share their lanes: softmax of 4000 x 200 float32 along the first
-    # axis takes 111 us tile by tile, and if each thread has half of the lanes 173. A run of 1000 x 1500 float64 is: 690 and 720;
-    # of 160 x 1000 float32 is not: 26.6 and 25.0.
-    NARROW_BYTES = 1024
+    # axis takes 111 us tile by tile, and if each thread has half of the lanes 173. Of many tiles at most so many: of 1000 x 1500
+    # float64 690 us and 720. On a Xeon, whose lines take 90 ns from one core to another, softmax of 170 x 587 float32 takes
+    # 50 us so, and 63; of 200 x 803, which is wider, 67 and 77; log_softmax_backward of that 63 and 47; softmax of
+    # 2000 x 5000 8.6 ms and 5.7.
+    NARROW_BYTES = 1536
+    MOST_NARROW_BYTES = 12288
+    # And runs of so many bytes are too short for them to share at all: softmax of 198 x 109 float32 takes 13 us on one thread, and
+    # 33 on two that share its lanes; of 100 x 603 28 and 36, of 100 x 803 54 and 48.
+    LEAST_SHARED_BYTES = 2560
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
     # float32 along the first axis takes 11 ms so, with 256 lanes, and 18 ms with 64.
     STRIP_BYTES = 262144
@@ -302,14 +308,6 @@ cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
     return FEW if task.classes * size <= kernels(task.wide).few_bytes else ROWS
 
 
-cdef bint rows_interleave(const Plan *plan) noexcept nogil:
-    """Whether rows are written to the same lines, and short enough to be taken together. Threads do not share those lines:
-    log_softmax of 1895 x 12 float32 along the first axis takes 25 us so, and otherwise 75."""
-    cdef const Task *task = plan.task
-    return (plan.regime == ROWS and task.classes * plan.size <= FEWER_BYTES and task.out.data != NULL
-            and task.out.row_strides[task.ndim - 1] == task.out.item_bytes and task.out.class_stride != task.out.item_bytes)
-
-
 cdef inline bint is_softmax(int operation) noexcept nogil:
     return operation == SOFTMAX or operation == SOFTMAX_GRADIENT
 
@@ -441,14 +439,37 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
     return (plan.regime == ROWS or plan.backward_rows) and row_bytes >= STREAM_ROW_BYTES
 
 
+cdef bint leaves_runs(const Plan *plan) noexcept nogil:
+    """Whether runs of rows are so few that threads would not have as many each."""
+    cdef Py_ssize_t all_runs = plan.task.rows // plan.task.shape[plan.task.ndim - 1]
+    cdef int shares = shares_of(plan)
+    return all_runs % shares != 0 and all_runs < FEW_ROUNDS * shares
+
+
 cdef bint is_narrow(const Plan *plan) noexcept nogil:
     """Whether lanes are so few that threads share their tiles: if they shared the lanes, each would write and fetch ahead lines
     that another has."""
     cdef const Task *task = plan.task
-    cdef Py_ssize_t across = task.shape[task.ndim - 1], all_runs = task.rows // across
-    cdef int shares = shares_of(plan)
-    return (plan.regime == STRIP and plan.tiles > 1 and plan.tiles >= shares and across * plan.size <= NARROW_BYTES * plan.tiles
-            and all_runs % shares != 0 and all_runs < FEW_ROUNDS * shares and across * task.classes >= SHARED_WORK)
+    cdef Py_ssize_t across = task.shape[task.ndim - 1]
+    return (plan.regime == STRIP and plan.tiles > 1 and plan.tiles >= shares_of(plan)
+            and across * plan.size <= min(NARROW_BYTES * plan.tiles, <Py_ssize_t> MOST_NARROW_BYTES) and leaves_runs(plan)
+            and across * task.classes >= SHARED_WORK)
+
+
+cdef bint rows_interleave(const Plan *plan) noexcept nogil:
+    """Whether rows are written to the same lines, and short enough to be taken together: log_softmax of 1895 x 12 float32 along
+    the first axis takes 25 us so, and with two blocks on two threads 75."""
+    cdef const Task *task = plan.task
+    return (plan.regime == ROWS and task.classes * plan.size <= FEWER_BYTES and task.out.data != NULL
+            and task.out.row_strides[task.ndim - 1] == task.out.item_bytes and task.out.class_stride != task.out.item_bytes)
+
+
+cdef bint has_few_lanes(const Plan *plan) noexcept nogil:
+    """Whether threads that shared a run would gain less than the lines cost that both write, one a class, and its tiles, if it
+    has any, are too short too."""
+    cdef const Task *task = plan.task
+    return (plan.regime == STRIP and not plan.at_once and task.out.data != NULL and leaves_runs(plan) and not is_narrow(plan)
+            and task.shape[task.ndim - 1] * plan.size <= LEAST_SHARED_BYTES)
 
 
 cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nogil:
@@ -506,8 +527,6 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
     plan.threads = threads_for(plan.work)
-    if interleave:
-        plan.threads = <int> min(<Py_ssize_t> plan.threads, task.rows // across)
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.run_by_run = takes_run_by_run(plan)
     plan.span = span_of(plan)
@@ -555,6 +574,9 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.ask_early = (plan.regime == ROWS and plan.out_direct and not plan.stream
                       and task.classes * plan.size <= KEPT_BYTES)
     task.blocks_per_part = (plan.blocks + MOST_PARTS - 1) // MOST_PARTS
+    if interleave or has_few_lanes(plan):
+        # No two threads write to the same run.
+        task.blocks_per_part = (task.blocks_per_part + plan.blocks_across - 1) // plan.blocks_across * plan.blocks_across
     task.parts = (plan.blocks + task.blocks_per_part - 1) // task.blocks_per_part if plan.blocks > 0 else 0
 
 
