@@ -95,7 +95,7 @@ cdef enum:
     MOST_NARROW_BYTES = 12288
     # And runs of so many bytes are too short for them to share at all: softmax of 198 x 109 float32 takes 13 us on one thread, and
     # 33 on two that share its lanes; of 100 x 603 28 and 36, of 100 x 803 54 and 48.
-    LEAST_SHARED_BYTES = 2560
+    LEAST_SHARED_BYTES = 3072
     # Of such a tile: it is read again from L2. Wide blocks touch few pages: on one thread log_softmax of 4096 x 1000
     # float32 along the first axis takes 11 ms so, with 256 lanes, and 18 ms with 64.
     STRIP_BYTES = 262144
