@@ -32,6 +32,9 @@ SHAPES = (
     ((10, 9000), 0),
     ((128, 1500), 0),
     ((5003, 40), 0),
+    ((1895, 12), 0),
+    ((40_000, 12), 0),
+    ((3, 100, 500), 1),
     ((3, 300, 20, 10), 1),
     ((4, 30, 25, 70), 1),
     ((200_000, 1), 0),
@@ -128,7 +131,16 @@ def test_number_of_threads_changes_no_bit(function, shape, axis, dtype, seed, th
 @pytest.mark.usefixtures("eight_processors")
 @pytest.mark.parametrize(
     ("shape", "axis"),
-    [((2100, 10), 1), ((600, 56), 1), ((700, 300), 1), ((6, 3000), 0), ((300, 170), 0), ((9, 4, 31, 40), 1)],
+    [
+        ((2100, 10), 1),
+        ((600, 56), 1),
+        ((700, 300), 1),
+        ((6, 3000), 0),
+        ((300, 170), 0),
+        ((1896, 12), 0),
+        ((9, 4, 31, 40), 1),
+        ((3, 100, 500), 1),
+    ],
 )
 def test_number_of_threads_changes_no_sum(shape, axis, seed):
     """Of losses that cancel, so that what is added first would show."""
@@ -146,7 +158,11 @@ def test_number_of_threads_changes_no_sum(shape, axis, seed):
     sums = set()
     for threads in (1, *THREADS):
         cylsm.set_num_threads(threads)
-        sums.add(cylsm.cross_entropy(logits, target.reshape(rows), axis, weight=weight, reduction="sum").tobytes())
+        arguments = {"axis": axis, "weight": weight, "reduction": "sum"}
+        loss, grad = cylsm.cross_entropy_with_grad(logits, target.reshape(rows), **arguments)
+        sums.add(
+            (cylsm.cross_entropy(logits, target.reshape(rows), **arguments).tobytes(), loss.tobytes(), grad.tobytes())
+        )
     assert len(sums) == 1
 
 
@@ -275,15 +291,14 @@ def cache_bytes():
     _driver._use_cache_bytes(before)
 
 
-def test_cache_of_a_virtual_machine(monkeypatch, tmp_path):
-    """It is told how large its host's cache is, and has the share of its own processors."""
+def test_share_of_the_cache(monkeypatch, tmp_path):
+    """A virtual machine is told how large its host's cache is, and has the share of its own processors."""
     sizes = {"L1": "48K", "L3": "307200K", "odd": "none"}
     for name, size in sizes.items():
         (tmp_path / name).write_text(size + "\n")
     monkeypatch.setattr(_cpu, "glob", lambda pattern: [tmp_path / name for name in (*sizes, "missing")])
-    for processors, wanted in [(1, 16 << 20), (2, 32 << 20), (64, 307200 << 10), (None, 16 << 20)]:
-        monkeypatch.setattr(os, "cpu_count", lambda count=processors: count)
-        assert _cpu.last_level_cache_bytes() == wanted
+    for processors, wanted in [(1, 16 << 20), (2, 32 << 20), (64, 307200 << 10)]:
+        assert _cpu.last_level_cache_bytes(processors) == wanted
 
 
 @on_each_isa
@@ -424,35 +439,26 @@ def test_no_threads_for_a_while_where_waiting_for_them_costs_more():
     """As on processors that other processes keep busy; longer each time that another try is lost."""
     work = 1_000_000
 
-    def pauses():
-        return _threads._threads_for(work) == 1
+    def region(worked, waited, slept=0.0):
+        return _threads._note_region(worked, waited, work, slept)
 
-    def lose():
-        _threads._note_region(0.1, 8e-3, work)  # a million elements do not take so long: that thread was late too
+    def late():
+        return region(8e-3, 8e-3)  # a million elements do not take so long: the first thread was late too
 
-    def pause_ends():
-        start = time.monotonic()
-        while pauses():
-            assert time.monotonic() < start + 30
-        return time.monotonic() - start
-
-    _threads._note_region(1e-3, 0, work)
-    lose()
-    assert not pauses()  # one wait is an accident
-    lose()
-    assert pauses()
-    pause_ends()
-    _threads._note_region(1e-3, 0, work)  # from the second on, threads are awake
-    lose()
-    assert pauses()
-    assert pause_ends() > 15e-3
+    assert late() == 0  # one wait is an accident
+    assert _threads._threads_for(work) == 8
+    assert late() == 10e-3
+    assert _threads._threads_for(work) == 1
+    assert [late() for _ in range(7)] == [20e-3, 40e-3, 80e-3, 160e-3, 320e-3, 640e-3, 640e-3]
     for _ in range(20):
-        _threads._note_region(1e-3, 1e-4, work)
-    lose()
-    assert not pauses()
-    time.sleep(0.02)
-    _threads._note_region(1e-3, 8e-3, work)  # a thread that slept wakes late
-    assert not pauses()
+        assert region(1e-3, 1e-4) == 0
+    assert late() == 0
+    assert late() == 10e-3
+    _threads._pretend_processors(8)
+    assert _threads._threads_for(work) == 8
+    for _ in range(10):
+        assert region(8e-3, 8e-3, slept=2e-3) == 0  # a thread that slept wakes late
+    assert _threads._threads_for(work) == 8
 
 
 @on_each_isa

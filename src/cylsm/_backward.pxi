@@ -47,7 +47,7 @@ cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, 
                                 Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, real *out, Py_ssize_t out_step,
                                 Py_ssize_t ahead, Py_ssize_t own, Py_ssize_t readable) noexcept nogil:
     """Up to GROUP rows. `own` rows of out are this thread's, and `readable` ones of x and y may be asked for."""
-    cdef Py_ssize_t r, step = min(x_step, y_step)
+    cdef Py_ssize_t r, step = max(x_step, y_step)
     cdef real scale[GROUP]
     cdef real shift[GROUP]
     cdef real least[GROUP]

@@ -70,15 +70,16 @@ def choose(available):
     return wanted
 
 
-# Of the largest cache a processor gets no more than this. A virtual machine of two is told of all 300 MB that a Xeon shares
+# Of the largest cache a processor gets no more than this: a virtual machine of two is told of all 300 MB that a Xeon shares
 # among 64; taken at 32 MB instead, its arrays of 8 to 96 MB take 0.91 times as long in the mean of 104 cells, taken at 64 MB 0.92
 # and at 16 MB 0.91.
 cdef enum:
     PROCESSOR_CACHE_BYTES = 16 << 20
 
 
-def last_level_cache_bytes():
-    """Size of the largest cache, or of this machine's share of it; where the system does not tell, that of a common server."""
+def last_level_cache_bytes(processors):
+    """Size of the largest cache, or the share of it that so many processors have; where the system does not tell, that of a common
+    server."""
     sizes = [32 << 20]
     for path in glob("/sys/devices/system/cpu/cpu0/cache/index*/size"):
         try:
@@ -88,4 +89,4 @@ def last_level_cache_bytes():
             continue
         if text[:-1].isdecimal() and text[-1] in "KM":
             sizes.append(int(text[:-1]) << (10 if text[-1] == "K" else 20))
-    return min(max(sizes[1:] or sizes), (os.cpu_count() or 1) * PROCESSOR_CACHE_BYTES)
+    return min(max(sizes[1:] or sizes), processors * PROCESSOR_CACHE_BYTES)

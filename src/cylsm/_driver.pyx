@@ -45,7 +45,7 @@ from cylsm._threads cimport begin_region, enter, leave, note_region, now, thread
 
 from importlib import import_module
 
-from cylsm import _cpu
+from cylsm import _cpu, _threads
 
 cdef extern from "_native.h" nogil:
     void stream_fence()
@@ -191,7 +191,7 @@ cdef enum:
     APPLY = -1
 
 
-cdef Py_ssize_t last_level_cache_bytes = _cpu.last_level_cache_bytes()
+cdef Py_ssize_t last_level_cache_bytes = _cpu.last_level_cache_bytes(_threads.granted_processors())
 
 
 # ---- instruction sets --------------------------------------------------------------------------------------------
@@ -456,20 +456,27 @@ cdef bint is_narrow(const Plan *plan) noexcept nogil:
             and across * task.classes >= SHARED_WORK)
 
 
+cdef bint lie_beside_each_other(const Task *task, const Operand *operand) noexcept nogil:
+    """Whether the operand's rows share lines, class by class."""
+    return operand.row_strides[task.ndim - 1] == operand.item_bytes and operand.class_stride != operand.item_bytes
+
+
 cdef bint rows_interleave(const Plan *plan) noexcept nogil:
     """Whether rows are written to the same lines, and short enough to be taken together: log_softmax of 1895 x 12 float32 along
     the first axis takes 25 us so, and with two blocks on two threads 75."""
     cdef const Task *task = plan.task
     return (plan.regime == ROWS and task.classes * plan.size <= FEWER_BYTES and task.out.data != NULL
-            and task.out.row_strides[task.ndim - 1] == task.out.item_bytes and task.out.class_stride != task.out.item_bytes)
+            and task.shape[task.ndim - 1] <= LINE and lie_beside_each_other(task, &task.out))
 
 
 cdef bint has_few_lanes(const Plan *plan) noexcept nogil:
-    """Whether threads that shared a run would gain less than the lines cost that both write, one a class, and its tiles, if it
-    has any, are too short too."""
+    """Whether threads that shared a run would gain less than the lines cost that two of them write, one a class, and its tiles, if
+    it has any, are too short too."""
     cdef const Task *task = plan.task
-    return (plan.regime == STRIP and not plan.at_once and task.out.data != NULL and leaves_runs(plan) and not is_narrow(plan)
-            and task.shape[task.ndim - 1] * plan.size <= LEAST_SHARED_BYTES)
+    cdef Py_ssize_t across = task.shape[task.ndim - 1]
+    return (plan.regime == STRIP and not plan.at_once and task.out.data != NULL and lie_beside_each_other(task, &task.out)
+            and leaves_runs(plan) and across * plan.size <= LEAST_SHARED_BYTES
+            and (plan.tiles == 1 or across * task.classes < SHARED_WORK))
 
 
 cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nogil:
@@ -708,15 +715,18 @@ cdef int following_of(const Plan *plan, const Block *block, Py_ssize_t t) noexce
     20 us so where out lies behind x, and otherwise 28."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t across = task.shape[task.ndim - 1]
-    if not plan.beyond if plan.regime == STRIP else not plan.x_direct:
+    cdef bint shared = task.in_place and plan.threads > 1
+    if plan.regime == STRIP:
+        if not plan.beyond:
+            return NOTHING
+        if t + 1 < plan.tiles:
+            return TILE_BELOW
+        return BLOCK_BESIDE if plan.tiles == 1 and block.first + 2 * plan.block_rows <= across else NOTHING
+    if not plan.x_direct:
         return NOTHING
     if t + 1 < plan.tiles:
-        return NOTHING if plan.regime == ROWS and task.in_place and plan.by_tiles else TILE_BELOW
-    if plan.regime == STRIP:
-        return BLOCK_BESIDE if plan.tiles == 1 and block.first + 2 * plan.block_rows <= across else NOTHING
-    if block.outer * across + block.first + block.rows >= task.rows or (task.in_place and plan.threads > 1):
-        return NOTHING
-    return BLOCK_BESIDE
+        return NOTHING if shared and plan.by_tiles else TILE_BELOW
+    return NOTHING if shared or block.outer * across + block.first + block.rows >= task.rows else BLOCK_BESIDE
 
 
 cdef void reduce_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t t, int operation) noexcept nogil:
@@ -948,7 +958,7 @@ cdef void share(job each, void *context, Py_ssize_t count, Py_ssize_t work, int 
 cdef void share_work(job each, void *context, Py_ssize_t count, Py_ssize_t work) noexcept nogil:
     cdef int threads = threads_for(work)
     cdef bint entered = enter(work)
-    share(each, context, count, work, threads)
+    share(each, context, count, work * ROW_WORK, threads)
     leave(entered)
 
 

@@ -47,6 +47,9 @@ cdef extern from *:
         cylsm_calls += change;
     }
 
+    /* Some runtimes' time is that of the system's clock, which can be set back. */
+    static int cylsm_is_within(double seconds, double most) { return seconds >= 0 && seconds < most; }
+
     /* Calls that share the processors, with one that is not under way yet. A crowd counts for CYLSM_LATELY seconds more: between
        two calls a Python thread has none under way, and a thread that another woke then would wait for a processor. */
     #define CYLSM_LATELY 5e-3
@@ -62,7 +65,7 @@ cdef extern from *:
             return 1;
         CYLSM_WHOLE(omp atomic read)
         time = cylsm_crowd_time;
-        if (others <= 0 && omp_get_wtime() - time < CYLSM_LATELY)
+        if (others <= 0 && cylsm_is_within(omp_get_wtime() - time, CYLSM_LATELY))
             return crowd;
         crowd = others > 0 ? others + 1 : 1;
         time = omp_get_wtime();
@@ -91,28 +94,34 @@ cdef extern from *:
     static double cylsm_begin_region(void)
     {
         static volatile unsigned regions;
+        unsigned region;
         double pause;
         CYLSM_WHOLE(omp atomic read)
         pause = cylsm_pause;
-        return pause > 0 || regions++ % 16 < 2 ? omp_get_wtime() : 0;
+        CYLSM_WHOLE(omp atomic capture)
+        region = regions++;
+        return pause > 0 || region % 16 < 2 ? omp_get_wtime() : 0;
     }
 
-    static void cylsm_note_region(double begun, double done, double end, double work, int threads)
+    /* The seconds of the pause that begins, if one does. */
+    static double cylsm_note_region(double begun, double done, double end, double work, int threads)
     {
+        int begins = 0;
         double last, lost, pause, saved = (threads - 1) * (done - begun);
         CYLSM_WHOLE(omp atomic read)
         last = cylsm_last_end;
         CYLSM_WHOLE(omp atomic write)
         cylsm_last_end = end;
-        if (begun - last > CYLSM_AWAKE)
-            return;
+        if (!cylsm_is_within(begun - last, CYLSM_AWAKE))
+            return 0;
         CYLSM_WHOLE(omp atomic read)
         lost = cylsm_lost;
         CYLSM_WHOLE(omp atomic read)
         pause = cylsm_pause;
         lost += end - done - (saved < work * CYLSM_ELEMENT ? saved : work * CYLSM_ELEMENT);
         if (lost > CYLSM_MOST_LOST) {
-            lost = CYLSM_MOST_LOST;
+            begins = 1;
+            lost = CYLSM_MOST_LOST / 2;
             pause = pause == 0 ? CYLSM_LEAST_PAUSE : pause < CYLSM_MOST_PAUSE ? 2 * pause : pause;
             CYLSM_WHOLE(omp atomic write)
             cylsm_alone = end + pause;
@@ -122,6 +131,7 @@ cdef extern from *:
         cylsm_lost = lost;
         CYLSM_WHOLE(omp atomic write)
         cylsm_pause = pause;
+        return begins ? pause : 0;
     }
 
     static void cylsm_forget_regions(void)
@@ -132,6 +142,8 @@ cdef extern from *:
         cylsm_pause = 0;
         CYLSM_WHOLE(omp atomic write)
         cylsm_alone = 0;
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_last_end = omp_get_wtime();
     }
 
     static int cylsm_is_alone(void)
@@ -139,7 +151,11 @@ cdef extern from *:
         double alone;
         CYLSM_WHOLE(omp atomic read)
         alone = cylsm_alone;
-        return alone != 0 && omp_get_wtime() < alone;
+        if (alone == 0 || cylsm_is_within(alone - omp_get_wtime(), CYLSM_MOST_PAUSE))
+            return alone != 0;
+        CYLSM_WHOLE(omp atomic write)
+        cylsm_alone = 0;
+        return 0;
     }
 
     #if defined(__linux__)
@@ -172,9 +188,10 @@ cdef extern from *:
     int cylsm_count_calls() nogil
     double omp_get_wtime() nogil
     double cylsm_begin_region() nogil
-    void cylsm_note_region(double begun, double done, double end, double work, int threads) nogil
+    double cylsm_note_region(double begun, double done, double end, double work, int threads) nogil
     void cylsm_forget_regions() nogil
     bint cylsm_is_alone() nogil
+    double cylsm_last_end
     int cylsm_forked
     void cylsm_watch_forks()
 
@@ -221,6 +238,10 @@ def open_text(name):
 granted = min(os.cpu_count() or 1, cgroup_processors() or 1 << 20)
 places = cylsm_places()
 cylsm_watch_forks()
+
+
+def granted_processors():
+    return granted
 
 
 cdef int most_threads(int calls) noexcept nogil:
@@ -286,10 +307,11 @@ cdef void note_region(double begun, double done, Py_ssize_t work, int threads) n
     cylsm_note_region(begun, done, omp_get_wtime(), work, threads)
 
 
-def _note_region(worked, waited, work):
-    """As if two threads had just ended so much work, one after `worked` seconds and the other `waited` later; for tests only."""
-    end = omp_get_wtime()
-    cylsm_note_region(end - waited - worked, end - waited, end, work, 2)
+def _note_region(worked, waited, work, slept=0):
+    """As if, so many seconds after the last region, two threads had begun so much work, one ending it `waited` seconds after the
+    other. Returns how long the pause is that begins, 0 if none does; for tests only."""
+    begun = cylsm_last_end + slept
+    return cylsm_note_region(begun, begun + worked, begun + worked + waited, work, 2)
 
 
 def set_num_threads(n):
@@ -337,7 +359,7 @@ def set_num_threads(n):
 
 
 def get_num_threads():
-    """Number of threads that a large call would use now, with no other Python thread's under way.
+    """Number of threads that a large call would use now, with no other Python thread's under way and no other process busy.
 
     Returns
     -------
