@@ -496,7 +496,7 @@ cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nog
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, row_work, moved
-    cdef bint backward = is_backward(task.operation), interleave, whole, narrow
+    cdef bint backward = is_backward(task.operation), interleave, equal, narrow
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
@@ -543,8 +543,8 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     elif narrow:
         plan.block_rows = min(across, clamp(STRIP_BYTES // row_bytes // LINE * LINE, LEAST_LANES, MOST_LANES))
     else:
-        whole = interleave or (plan.regime == ROWS and plan.tiles > 1)
-        plan.block_rows = min(plan.block_rows if whole else equal_rows(plan), across)
+        equal = not interleave and (plan.regime == STRIP or plan.tiles == 1)
+        plan.block_rows = min(equal_rows(plan) if equal else plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
     plan.past_line = past_line_of(plan)
     plan.blocks_down = (runs + plan.span - 1) // plan.span
@@ -958,6 +958,7 @@ cdef void share(job each, void *context, Py_ssize_t count, Py_ssize_t work, int 
 cdef void share_work(job each, void *context, Py_ssize_t count, Py_ssize_t work) noexcept nogil:
     cdef int threads = threads_for(work)
     cdef bint entered = enter(work)
+    # A row that is only looked up, not computed, is waited for.
     share(each, context, count, work * ROW_WORK, threads)
     leave(entered)
 
