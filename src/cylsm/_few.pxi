@@ -34,7 +34,7 @@ cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width,
                 e3 = exp_near(v3, highest)
                 tied = counted(tied, same_bits(v3, highest))
             top[j] = highest
-            ties[j] = count_of(tied)
+            ties[j] = ties_among(n, tied)
         if keep:
             exps[j] = e0
             exps[width + j] = e1

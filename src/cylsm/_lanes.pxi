@@ -40,24 +40,24 @@ cdef inline bint same_bits(real x, real y) noexcept nogil:
         return x == y
 
 
-cdef inline real counted(real ties, bint tie) noexcept nogil:
-    """Ties are counted in the bits of a real: one operation beside the comparison that the sum needs too."""
+cdef inline real counted(real others, bint tie) noexcept nogil:
+    """What does not tie is counted, by the comparison that the sum needs too, in the bits of a real."""
     if real is float:
-        return float_of_bits(bits_of_float(ties) + <uint32_t> tie)
+        return float_of_bits(bits_of_float(others) + <uint32_t> (not tie))
     elif CYLSM_FMA:
-        return double_of_bits(bits_of_double(ties) + <uint64_t> tie)
+        return double_of_bits(bits_of_double(others) + <uint64_t> (not tie))
     else:
-        return ties + (1.0 if tie else 0.0)
+        return others + (0.0 if tie else 1.0)
 
 
-cdef inline real count_of(real ties) noexcept nogil:
-    """The number that `counted` has reached, up to 2**23."""
+cdef inline real ties_among(Py_ssize_t n, real others) noexcept nogil:
+    """How many of n, up to 2**23, `counted` has not counted."""
     if real is float:
-        return <real> <int32_t> bits_of_float(ties)
+        return <real> (<int32_t> n - <int32_t> bits_of_float(others))
     elif not CYLSM_FMA:
-        return ties
+        return n - others
     else:
-        return double_of_bits(bits_of_double(ties) + <uint64_t> 0x4330000000000000) - 4503599627370496.0
+        return n - (double_of_bits(bits_of_double(others) + <uint64_t> 0x4330000000000000) - 4503599627370496.0)
 
 
 cdef inline void add_term(bint guarded, real term, real *total, real *carry) noexcept nogil:
@@ -195,7 +195,7 @@ cdef inline void max_of_classes(int operation, int n, Py_ssize_t width, const re
             w3 = y[3 * y_step + j] if n > 3 else w0
         # larger(x, top) skips a nan in x, so every element is compared with what is none.
         v0 = larger(seen(operation, x[j], w0), top[j])
-        v1 = larger(seen(operation, x[x_step + j], w1), lowest(x)) if n > 1 else v0
+        v1 = larger(seen(operation, x[x_step + j], w1), top[j]) if n > 1 else v0
         v2 = larger(seen(operation, x[2 * x_step + j], w2), v0) if n > 2 else v0
         v3 = larger(seen(operation, x[3 * x_step + j], w3), v1) if n > 3 else v1
         top[j] = larger(v3, v2)
@@ -374,7 +374,7 @@ cdef inline void lanes_sum(int operation, bint keep, bint few, int origin, Py_ss
                        ties_carry, exps, exps_step)
     if counts_ties(operation) and operation != LOGSUMEXP_WEIGHTED:
         for j in range(width):
-            ties[j] = count_of(ties[j])
+            ties[j] = ties_among(classes, ties[j])
 
 
 cdef inline void write_state(int operation, int origin, Py_ssize_t width, Py_ssize_t rows, const real *of, real *total, real *carry,

@@ -409,7 +409,7 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
         carry[j] = lost[j]
     if counts_ties(operation):
         for j in range(lanes):
-            ties[j] = tied[j] if operation == LOGSUMEXP_WEIGHTED else count_of(tied[j])
+            ties[j] = tied[j] if operation == LOGSUMEXP_WEIGHTED else ties_among((classes + lanes - 1) // lanes, tied[j])
     if operation == LOGSUMEXP_WEIGHTED:
         for j in range(lanes):
             ties_carry[j] = tied_lost[j]
