@@ -215,8 +215,7 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
     if width == GROUP and classes <= NEAR_CLASSES and fits_at_once(operation, classes):
         ask_meanwhile(in_reduce, 0, classes, width * <Py_ssize_t> sizeof(real))
         ask_meanwhile(in_apply, 0, classes, width * <Py_ssize_t> sizeof(real))
-        lanes_at_once(operation, GROUP // MOST_LANES, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL,
-                      False)
+        at_once(operation, GROUP // MOST_LANES, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL, False)
         return
     reduce_width(LOGSUMEXP if mixture else operation, width, x, x_step, y, y_step, classes, state, first, out, out_step,
                  in_reduce)
@@ -227,6 +226,82 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
         softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT
         apply_width(operation, True, False, width, rows, out if softmax else x, out_step if softmax else x_step, y, y_step,
                     classes, state, first, factor, out, out_step, 0, in_apply)
+
+
+# A function for each operation, as in _rows.pxi: lanes as they lie and transposed rows share them.
+
+cdef void group_logsumexp(bint write, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                          Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
+                          Py_ssize_t out_step, const Soon *in_reduce, const Soon *in_apply) noexcept nogil:
+    lanes_group(LOGSUMEXP, write, GROUP, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce,
+                in_apply)
+
+
+cdef void group_log_softmax(bint write, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                            Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
+                            Py_ssize_t out_step, const Soon *in_reduce, const Soon *in_apply) noexcept nogil:
+    lanes_group(LOG_SOFTMAX, write, GROUP, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
+                in_reduce, in_apply)
+
+
+cdef void group_softmax(bint write, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                        Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
+                        Py_ssize_t out_step, const Soon *in_reduce, const Soon *in_apply) noexcept nogil:
+    lanes_group(SOFTMAX, write, GROUP, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce,
+                in_apply)
+
+
+cdef void group_softmax_gradient(bint write, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                 Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                                 const real *factor, real *out, Py_ssize_t out_step, const Soon *in_reduce,
+                                 const Soon *in_apply) noexcept nogil:
+    lanes_group(SOFTMAX_GRADIENT, write, GROUP, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
+                in_reduce, in_apply)
+
+
+cdef void group_log_softmax_backward(bint write, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                     Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                                     const real *factor, real *out, Py_ssize_t out_step, const Soon *in_reduce,
+                                     const Soon *in_apply) noexcept nogil:
+    lanes_group(LOG_SOFTMAX_BACKWARD, write, GROUP, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
+                in_reduce, in_apply)
+
+
+cdef void group_softmax_backward(bint write, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                                 Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
+                                 const real *factor, real *out, Py_ssize_t out_step, const Soon *in_reduce,
+                                 const Soon *in_apply) noexcept nogil:
+    lanes_group(SOFTMAX_BACKWARD, write, GROUP, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
+                in_reduce, in_apply)
+
+
+cdef void group_mixture(bint write, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
+                        Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
+                        Py_ssize_t out_step, const Soon *in_reduce, const Soon *in_apply) noexcept nogil:
+    lanes_group(MIXTURE, write, GROUP, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce,
+                in_apply)
+
+
+cdef inline void whole_group(int operation, bint write, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
+                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor,
+                             real *out, Py_ssize_t out_step, const Soon *in_reduce, const Soon *in_apply) noexcept nogil:
+    if operation == LOGSUMEXP:
+        group_logsumexp(write, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce, in_apply)
+    elif operation == LOG_SOFTMAX:
+        group_log_softmax(write, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce, in_apply)
+    elif operation == SOFTMAX:
+        group_softmax(write, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce, in_apply)
+    elif operation == SOFTMAX_GRADIENT:
+        group_softmax_gradient(write, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce,
+                               in_apply)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        group_log_softmax_backward(write, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce,
+                                   in_apply)
+    elif operation == SOFTMAX_BACKWARD:
+        group_softmax_backward(write, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce,
+                               in_apply)
+    else:
+        group_mixture(write, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce, in_apply)
 
 
 cdef inline void copy_lanes(const real *x, Py_ssize_t x_step, Py_ssize_t n, Py_ssize_t classes, Py_ssize_t width,
@@ -291,8 +366,8 @@ cdef inline void few_strip_in(bint fits, int operation, const real *x, Py_ssize_
                           &soon if not copied and (far or is_backward(operation)) and r + n < rows else NULL,
                           stream and not copied)
         else:
-            lanes_group(operation, True, GROUP, x_here, x_here_step, y_here, y_here_step, n, classes, state, first + r,
-                        factor_here, out_here, out_here_step, NULL, NULL)
+            whole_group(operation, writes(operation), x_here, x_here_step, y_here, y_here_step, n, classes, state, first + r, factor_here,
+                        out_here, out_here_step, NULL, NULL)
         for c in range(classes if copied and out != NULL else 0):
             memcpy(out + r + c * out_step, x_lanes + c * unit, n * sizeof(real))
         r += n
@@ -427,8 +502,12 @@ cdef inline void few_group(int operation, Py_ssize_t width, const real *x, Py_ss
     lanes_from_rows(width, x, x_step, rows, classes, x_lanes, other)
     if has_two(operation):
         lanes_from_rows(width, y, y_step, rows, classes, y_lanes, other)
-    lanes_group(operation, out != NULL and not by_rows, width, x_lanes, width, y_lanes, width, rows, classes, state, first,
-                factor, x_lanes, width, in_reduce, in_apply)
+    if width == GROUP:
+        whole_group(operation, out != NULL and not by_rows, x_lanes, GROUP, y_lanes, GROUP, rows, classes, state, first, factor,
+                    x_lanes, GROUP, in_reduce, in_apply)
+    else:
+        lanes_group(operation, out != NULL and not by_rows, width, x_lanes, width, y_lanes, width, rows, classes, state, first,
+                    factor, x_lanes, width, in_reduce, in_apply)
     if by_rows:
         apply_rows(operation, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, False, False)
     elif writes(operation) and out != NULL:
