@@ -147,15 +147,33 @@ cdef inline void set_soon(Soon *soon, int following, Py_ssize_t width, const rea
     soon.other_step = exps_step * sizeof(real)
 
 
+cdef inline bint fills_vector(const real *x, Py_ssize_t width) noexcept nogil:
+    """Whether `width` lanes are a vector that is taken by itself. Of narrower ones logsumexp of 62 x 19 x 16 float32 along the
+    second axis takes 14 us so on AVX2, and otherwise 12."""
+    return CYLSM_VECTOR_BYTES == LINE_BYTES and width == lanes_of(x)
+
+
+cdef inline void strip_sums(int operation, bint keep, int origin, Py_ssize_t width, const real *x, Py_ssize_t x_step,
+                            Py_ssize_t classes, const RowState *state, Py_ssize_t first, real *exps, Py_ssize_t exps_step,
+                            const Soon *soon) noexcept nogil:
+    """reduce_lanes of one array. A single vector's lanes all stay in registers."""
+    if fills_vector(x, width) and soon == NULL:
+        if classes <= ONE_BY_ONE:
+            reduce_lanes(operation, keep, True, origin, lanes_of(x), x, x_step, x, 0, classes, state, first, exps, exps_step, NULL)
+        else:
+            reduce_lanes(operation, keep, False, origin, lanes_of(x), x, x_step, x, 0, classes, state, first, exps, exps_step, NULL)
+    elif classes <= ONE_BY_ONE:
+        reduce_lanes(operation, keep, True, origin, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    else:
+        reduce_lanes(operation, keep, False, origin, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+
+
 cdef void strip_softmax(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
                         Py_ssize_t first, real *exps, Py_ssize_t exps_step, int following) noexcept nogil:
     cdef Soon there
     cdef const Soon *soon = &there if following != NOTHING else NULL
     set_soon(&there, following, width, x, x_step, classes, exps, exps_step)
-    if classes <= ONE_BY_ONE:
-        reduce_lanes(SOFTMAX, True, True, ROUNDED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
-    else:
-        reduce_lanes(SOFTMAX, True, False, ROUNDED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    strip_sums(SOFTMAX, True, ROUNDED, width, x, x_step, classes, state, first, exps, exps_step, soon)
 
 
 cdef void strip_gradient(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
@@ -163,27 +181,24 @@ cdef void strip_gradient(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_
     cdef Soon there
     cdef const Soon *soon = &there if following != NOTHING else NULL
     set_soon(&there, following, width, x, x_step, classes, exps, exps_step)
-    if classes <= ONE_BY_ONE:
-        reduce_lanes(LOGSUMEXP, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
-    else:
-        reduce_lanes(LOGSUMEXP, True, False, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+    strip_sums(LOGSUMEXP, True, NEAR, width, x, x_step, classes, state, first, exps, exps_step, soon)
 
 
 cdef void strip_logsumexp(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
                           Py_ssize_t first) noexcept nogil:
-    if classes <= ONE_BY_ONE:
-        reduce_lanes(LOGSUMEXP, False, True, CENTRED, width, x, x_step, x, 0, classes, state, first, NULL, 0, NULL)
-    else:
-        reduce_lanes(LOGSUMEXP, False, False, CENTRED, width, x, x_step, x, 0, classes, state, first, NULL, 0, NULL)
+    strip_sums(LOGSUMEXP, False, CENTRED, width, x, x_step, classes, state, first, NULL, 0, NULL)
 
 
 cdef inline Py_ssize_t next_lanes(const real *x, Py_ssize_t rows, bint overlap, Py_ssize_t *j) noexcept nogil:
-    """How many lanes from j on are taken: STRIP, or what is left. If they may be taken twice, and more than one fills no vector,
-    which would be computed one by one, whole vectors: j goes back for the last of them, and of a single strip half is taken
-    first, since one vector takes as long as two or three. logsumexp of 1053 x 124 float32 along the first axis takes a quarter
-    less so; of 49 lanes it would take a sixth longer."""
+    """How many lanes from j on are taken: of few one vector at a time, otherwise STRIP, or what is left. If they may be taken
+    twice, and more than one fills no vector, which would be computed one by one, whole vectors: j goes back for the last of
+    them, and of a single strip half is taken first, since one vector takes as long as two or three. logsumexp of 1053 x 124
+    float32 along the first axis takes a quarter less so."""
     cdef Py_ssize_t lanes = lanes_of(x), n = min(rows - j[0], <Py_ssize_t> STRIP), whole = (n + lanes - 1) // lanes * lanes
-    if not overlap or n % lanes <= 1 or rows < lanes:
+    if fills_vector(x, lanes) and rows < FEW_VECTORS * lanes:
+        n = min(n, lanes)
+        whole = lanes
+    if not overlap or rows < lanes or n % lanes == 0 or (n % lanes == 1 and n > lanes):
         return n
     if whole > rows:
         return whole // lanes // 2 * lanes
@@ -209,6 +224,9 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
         elif operation == LOGSUMEXP_WEIGHTED:
             reduce_lanes(LOGSUMEXP_WEIGHTED, False, False, CENTRED, n, x + j, x_step, y + j, y_step, classes, state, first + j,
                          NULL, 0, NULL)
+        elif operation == LOG_SOFTMAX_BACKWARD and fills_vector(x, n):
+            reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, lanes_of(x), x + j, x_step, x, 0, classes, state, first + j,
+                         NULL, 0, NULL)
         elif operation == LOG_SOFTMAX_BACKWARD:
             reduce_lanes(LOG_SOFTMAX_BACKWARD, False, False, CENTRED, n, x + j, x_step, x, 0, classes, state, first + j, NULL, 0,
                          NULL)
@@ -228,6 +246,10 @@ cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step
     while j < rows:
         n = next_lanes(x, rows, overlap, &j)
         ahead = (STRIP_AHEAD_BYTES // <Py_ssize_t> sizeof(real) + n - 1) // n if ask else 0
-        apply_width(operation, kept, stream, n, n, x + j, x_step, y + j, y_step, classes, state, first + j,
-                    factor + j if operation == MIXTURE else factor, out + j, out_step, ahead, NULL)
+        if fills_vector(x, n) and not stream and ahead == 0 and operation != MIXTURE:
+            apply_width(operation, kept, False, lanes_of(x), n, x + j, x_step, y + j, y_step, classes, state, first + j,
+                        factor, out + j, out_step, 0, NULL)
+        else:
+            apply_width(operation, kept, stream, n, n, x + j, x_step, y + j, y_step, classes, state, first + j,
+                        factor + j if operation == MIXTURE else factor, out + j, out_step, ahead, NULL)
         j += n
