@@ -80,6 +80,9 @@ cdef enum:
     RUN_OF_GROUPS = 96
     RUN_OF_LINES = 48
     SPANNED_ROWS = 256
+    # Of more classes than those few so many bytes: log_softmax of 62 x 19 x 2 x 8 takes 10.6 us so, and a run at a time 13.0;
+    # with 8 KB and 128 KB two and four hundredths more.
+    SPANNED_BYTES = 32768
     # A block of several runs where they lie has up to so many: gradients of 1000 x 3 x 16 x 16 float32 101 us, with 256 110.
     MOST_SPANNED_ROWS = 1024
     LINE = 16                       # elements in 64 bytes, at most
@@ -336,13 +339,13 @@ cdef bint takes_few_lanes(const Task *task) noexcept nogil:
     return (task.classes <= (NEAR_CLASSES if far_apart else SHORT_CLASSES)) and task.operation != LOGSUMEXP_WEIGHTED
 
 
-cdef Py_ssize_t equal_part(Py_ssize_t whole, Py_ssize_t most, Py_ssize_t least, Py_ssize_t wholes, int shares) noexcept nogil:
-    """The size of equal parts of `whole`, at most `most`; where `wholes` times as many are few, and none less than `least`, a
-    number that can be shared evenly, but for what rounding takes from the last."""
+cdef Py_ssize_t equal_parts(Py_ssize_t whole, Py_ssize_t most, Py_ssize_t least, Py_ssize_t wholes, int shares) noexcept nogil:
+    """How many equal parts `whole` has, of at most `most`; where `wholes` times as many are few, and none less than `least`, a
+    number that can be shared evenly."""
     cdef Py_ssize_t parts = (whole + most - 1) // most
     while wholes * parts < EQUAL_BLOCKS * shares and wholes * parts % shares != 0 and (parts + 1) * least <= whole:
         parts += 1
-    return (whole + parts - 1) // parts
+    return parts
 
 
 cdef inline int shares_of(const Plan *plan) noexcept nogil:
@@ -359,7 +362,7 @@ cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
     """Rows of a block, in whole groups where the regime has them. In blocks of 256 one of two threads would have 512 of 600 rows:
     log_softmax_backward of 600 x 56 float32 takes 5.6 us so, and otherwise 8.2."""
     cdef const Task *task = plan.task
-    cdef Py_ssize_t across = task.shape[task.ndim - 1], together = 1, rows
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], together = 1, parts
     if takes_groups_of_lanes(plan):
         together = GROUP
     elif plan.regime == STRIP:
@@ -368,8 +371,8 @@ cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
         together = FOLDED
     elif plan.regime == FEW:
         together = GROUP if task.classes * plan.size <= LINE_BYTES else LONG_GROUP
-    rows = equal_part(across, plan.block_rows, 2 * together if together > 1 else 1, task.rows // across, shares_of(plan))
-    return (rows + together - 1) // together * together
+    parts = equal_parts(across, plan.block_rows, 2 * together if together > 1 else 1, task.rows // across, shares_of(plan))
+    return ((across + parts - 1) // parts + together - 1) // together * together
 
 
 cdef Py_ssize_t past_line_of(const Plan *plan) noexcept nogil:
@@ -396,27 +399,33 @@ cdef inline bint fills_groups(Py_ssize_t rows) noexcept nogil:
 
 
 cdef bint takes_run_by_run(const Plan *plan) noexcept nogil:
-    """Whether few_strip takes the runs where they lie: if they are so long, or so even, that copying them would take longer
-    than the lanes that it computes twice. Gradients of 64 x 10 x 3 x 3 float64 along the second axis take 10 us so, and
+    """Whether runs of lanes are taken where they lie: by few_strip if they are so long, or so even, that copying them would take
+    longer than the lanes that it computes twice. Gradients of 64 x 10 x 3 x 3 float64 along the second axis take 10 us so, and
     copied 6.3."""
     cdef Py_ssize_t across = plan.task.shape[plan.task.ndim - 1]
-    if plan.regime != STRIP or not plan.at_once:
+    if plan.regime != STRIP:
         return False
+    if not plan.at_once:
+        return across >= LINE
     if is_backward(plan.task.operation):
         return across % LINE == 0 or across >= RUN_OF_LINES
     return fills_groups(across)
 
 
-cdef Py_ssize_t span_of(const Plan *plan) noexcept nogil:
-    """How many runs of the last row axis a block has: what a block costs beside its elements shows where they are short."""
+cdef Py_ssize_t blocks_down_of(const Plan *plan) noexcept nogil:
+    """How many blocks all the runs of the last row axis but one make: what a block costs beside its elements shows where they are
+    short."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t most = SPANNED_ROWS if plan.regime == STRIP else plan.block_rows
-    if runs <= 1 or not task.runs_join or not plan.at_once or (plan.regime == FEW and fills_groups(across)):
-        return 1
-    if plan.run_by_run:
+    if (runs <= 1 or not task.runs_join or plan.regime == ROWS or plan.tiles > 1 or (plan.regime == FEW and fills_groups(across))
+            or (plan.regime == STRIP and task.operation == LOGSUMEXP_WEIGHTED)):
+        return runs
+    if plan.regime == STRIP and not plan.at_once:
+        most = min(most, SPANNED_BYTES // (task.classes * plan.size))
+    elif plan.run_by_run:
         most = clamp(task.rows // MANY_BLOCKS, SPANNED_ROWS, MOST_SPANNED_ROWS)
-    return equal_part(runs, clamp(most // across, 1, runs), 1, task.rows // (across * runs), shares_of(plan))
+    return equal_parts(runs, clamp(most // across, 1, runs), 1, task.rows // (across * runs), shares_of(plan))
 
 
 cdef inline bint is_foreseen(const Plan *plan) noexcept nogil:
@@ -536,7 +545,8 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.threads = threads_for(plan.work)
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.run_by_run = takes_run_by_run(plan)
-    plan.span = span_of(plan)
+    plan.blocks_down = blocks_down_of(plan)
+    plan.span = (runs + plan.blocks_down - 1) // plan.blocks_down
     narrow = is_narrow(plan)
     if plan.span > 1:
         plan.block_rows = across * plan.span
@@ -547,7 +557,6 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         plan.block_rows = min(equal_rows(plan) if equal else plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
     plan.past_line = past_line_of(plan)
-    plan.blocks_down = (runs + plan.span - 1) // plan.span
     plan.blocks = task.rows // (across * runs) * plan.blocks_down * plan.blocks_across
     plan.x_direct = is_direct(plan, &task.x)
     plan.y_direct = task.y.data != NULL and is_direct(plan, &task.y)
@@ -709,6 +718,20 @@ cdef void *exps_of(const Plan *plan, Worker *worker, const Block *block, Py_ssiz
     return <char *> worker.out_piece + (t * plan.tile * block.rows * plan.size if plan.kept else 0)
 
 
+cdef inline Py_ssize_t run_step(const Plan *plan, const Operand *operand, bint direct, const Block *block) noexcept nogil:
+    """Bytes from a run to the next, where it lies or in its piece."""
+    return run_stride(plan.task, operand) if direct else block.run * plan.size
+
+
+cdef inline Py_ssize_t run_of(const Plan *plan, const Block *block) noexcept nogil:
+    """So many lanes a kernel takes at a time."""
+    return block.run if plan.run_by_run else block.rows
+
+
+cdef inline Py_ssize_t exps_run_step(const Plan *plan, const Block *block) noexcept nogil:
+    return run_step(plan, &plan.task.out, plan.kept and plan.out_direct and not plan.stream, block)
+
+
 cdef int following_of(const Plan *plan, const Block *block, Py_ssize_t t) noexcept nogil:
     """What is read after a tile, and may be asked for: of lanes only where no cache has it, of rows where no other thread may be
     writing it, the result behind the last row of x or, in place, the next thread's rows. Softmax of 1 x 50000 float32 takes
@@ -730,20 +753,27 @@ cdef int following_of(const Plan *plan, const Block *block, Py_ssize_t t) noexce
 
 
 cdef void reduce_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t t, int operation) noexcept nogil:
-    cdef Py_ssize_t x_step, y_step = 0, exps_step = 0
+    cdef Py_ssize_t x_step, y_step = 0, exps_step = 0, x_run, y_run, exps_run, run, i
     cdef const void *x = piece_of(plan, &plan.task.x, plan.x_direct, block, t, worker.x_piece, &x_step)
     cdef const void *y = x
     cdef void *exps = NULL
     cdef int following = following_of(plan, block, t)
-    if has_y(plan.task) and operation != LOGSUMEXP:
+    cdef bint two = has_y(plan.task) and operation != LOGSUMEXP
+    if two:
         y = y_of(plan, worker, block, t, &y_step)
     if is_softmax(operation):
         exps = exps_of(plan, worker, block, t, &exps_step)
     elif plan.ask_early and operation != MIXTURE_COST:
         exps = out_of(plan, block, t, &exps_step)
     if plan.regime == STRIP:
-        plan.kernels.reduce_strip(operation, x, x_step, y, y_step, block.rows, tile_length(plan, t), &block.state,
-                                  t * block.rows, exps, exps_step, following)
+        x_run = run_step(plan, &plan.task.x, plan.x_direct, block)
+        y_run = run_step(plan, &plan.task.y, plan.y_direct, block) if two else x_run
+        exps_run = exps_run_step(plan, block) if exps != NULL else 0
+        run = run_of(plan, block)
+        for i in range(block.rows // run):
+            plan.kernels.reduce_strip(operation, <const char *> x + i * x_run, x_step, <const char *> y + i * y_run, y_step, run,
+                                      tile_length(plan, t), &block.state, t * block.rows + i * run,
+                                      <char *> exps + i * exps_run, exps_step, following)
     else:
         plan.kernels.reduce_rows(operation, x, x_step, y, y_step, block.rows, tile_length(plan, t), &block.state,
                                  t * block.rows, exps, exps_step, following)
@@ -751,7 +781,7 @@ cdef void reduce_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t
 
 cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t t) noexcept nogil:
     cdef const Task *task = plan.task
-    cdef Py_ssize_t x_step, y_step = 0, out_step
+    cdef Py_ssize_t x_step, y_step = 0, out_step, x_run, y_run, out_run, run, i
     cdef const void *x
     cdef const void *y
     cdef void *out
@@ -772,19 +802,20 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
         out_step = block.rows if plan.regime == STRIP else tile_length(plan, t)
         out = worker.out_piece
     if plan.regime == STRIP:
-        plan.kernels.apply_strip(task.operation, plan.kept, x, x_step, y, y_step, block.rows, tile_length(plan, t),
-                                 &block.state, first, block.factor, out, out_step,
-                                 plan.beyond and plan.tiles > 1, plan.stream)
+        x_run = exps_run_step(plan, block) if plan.kept else run_step(plan, &task.x, plan.x_direct, block)
+        y_run = run_step(plan, &task.y, plan.y_direct, block) if has_y(task) else x_run
+        out_run = run_step(plan, &task.out, plan.out_direct, block)
+        run = run_of(plan, block)
+        for i in range(block.rows // run):
+            plan.kernels.apply_strip(task.operation, plan.kept, <const char *> x + i * x_run, x_step,
+                                     <const char *> y + i * y_run, y_step, run, tile_length(plan, t), &block.state,
+                                     first + i * run, <char *> block.factor + i * run * plan.size,
+                                     <char *> out + i * out_run, out_step, plan.beyond and plan.tiles > 1, plan.stream)
     else:
         plan.kernels.apply_rows(task.operation, plan.kept, x, x_step, y, y_step, block.rows, tile_length(plan, t),
                                 &block.state, first, block.factor, out, out_step, plan.far, plan.stream)
     if not plan.out_direct:
         store_piece(plan, block, t, out)
-
-
-cdef inline Py_ssize_t run_step(const Plan *plan, const Operand *operand, bint direct, const Block *block) noexcept nogil:
-    """Bytes from a run to the next, where it lies or in its piece."""
-    return run_stride(plan.task, operand) if direct else block.run * plan.size
 
 
 cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept nogil:
@@ -809,7 +840,7 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
         plan.kernels.backward_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, out, out_step, plan.far,
                                    plan.stream)
     elif plan.regime == STRIP:
-        run = block.run if plan.run_by_run else block.rows
+        run = run_of(plan, block)
         x_run = run_step(plan, &task.x, plan.x_direct, block)
         y_run = run_step(plan, &task.y, plan.y_direct, block) if has_y(task) else x_run
         out_run = run_step(plan, &task.out, plan.out_direct, block) if out != NULL else 0
@@ -859,7 +890,7 @@ cdef void all_tiles(Plan *plan, Worker *worker, Py_ssize_t blocks, int phase, bi
 
 cdef void open_block(const Plan *plan, Block *block, Py_ssize_t index) noexcept nogil:
     cdef Task *task = plan.task
-    cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1, down, end
+    cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1, first, end
     block.part = index // task.blocks_per_part
     block.first = index % plan.blocks_across * plan.block_rows
     block.outer = index // plan.blocks_across
@@ -869,9 +900,10 @@ cdef void open_block(const Plan *plan, Block *block, Py_ssize_t index) noexcept 
         block.first = max(<Py_ssize_t> 0, block.first - plan.past_line)
         block.rows = end - block.first
     if plan.span > 1:
-        down = block.outer % plan.blocks_down * plan.span
-        block.outer = block.outer // plan.blocks_down * runs + down
-        block.rows = min(plan.span, runs - down) * across
+        first = block.outer % plan.blocks_down * runs // plan.blocks_down
+        end = (block.outer % plan.blocks_down + 1) * runs // plan.blocks_down
+        block.outer = block.outer // plan.blocks_down * runs + first
+        block.rows = (end - first) * across
     block.run = across if plan.span > 1 else block.rows
     block.merged = 0 if plan.tiles == 1 else plan.tiles * block.rows
     if task.open != NULL:
