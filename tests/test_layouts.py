@@ -91,6 +91,16 @@ def test_broadcast_inputs(function, broadcast, axis, dtype, seed):
     accuracy.assert_accurate(getattr(cylsm, function)(**arranged), accuracy.expected(function, **arranged))
 
 
+@pytest.mark.parametrize("function", ["log_softmax_backward", "softmax_backward"])
+@pytest.mark.parametrize("classes", [5, 20, 70])
+@each_dtype
+def test_inputs_that_begin_at_one_place(function, classes, dtype, rng):
+    """Two views of one array, whose runs are further apart in the second."""
+    room = reference.rounded(reference.softmax(rng.normal(size=(8, classes, 5, 4)), 1), dtype)
+    wanted = getattr(cylsm, function)(room[:4].copy(), room[::2].copy(), 1)
+    accuracy.assert_same_bits(getattr(cylsm, function)(room[:4], room[::2], 1), wanted)
+
+
 @each_function
 @each_dtype
 @pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 25, 64, 129, 1000, 4111])
@@ -104,7 +114,10 @@ def test_classes_along_the_first_axis(function, classes, inner, dtype, seed):
 
 @each_function
 @each_dtype
-@pytest.mark.parametrize("shape", [(2, 10, 3, 5), (3, 5, 1, 1), (1, 21, 16, 17), (4, 2, 7), (2, 300, 3), (1, 1, 4, 4)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 10, 3, 5), (3, 5, 1, 1), (1, 21, 16, 17), (4, 2, 7), (2, 300, 3), (1, 1, 4, 4), (70, 20, 3, 7), (9, 21, 2, 33)],
+)
 def test_classes_along_a_middle_axis(function, shape, dtype, seed):
     """The layout of PyTorch, (N, C, d1, ..., dk)."""
     made = made_for(function, shape, 1, dtype, seed)
