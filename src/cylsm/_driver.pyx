@@ -75,8 +75,8 @@ cdef enum:
     SHARED_WORK = 24576
     # Runs of few classes are computed where they lie if they are a group or have so many lanes; a gradient's, of which three
     # arrays would be copied, if they are whole lines or have RUN_OF_LINES: of 64 x 6 x 7 x 7 float64 they take 9 us so, and 11.
-    # Others are copied side by side, SPANNED_ROWS lanes to a block: log_softmax of 128 x 10 x 9 x 9 float32 takes 23 us so,
-    # otherwise 27, and with 512 24.
+    # Whole lines are where the kernel spreads them. Others are copied side by side, SPANNED_ROWS lanes to a block: log_softmax of
+    # 128 x 10 x 9 x 9 float32 takes 23 us so, otherwise 27, and with 512 24.
     RUN_OF_GROUPS = 96
     RUN_OF_LINES = 48
     SPANNED_ROWS = 256
@@ -409,7 +409,7 @@ cdef bint takes_run_by_run(const Plan *plan) noexcept nogil:
         return across >= LINE
     if is_backward(plan.task.operation):
         return across % LINE == 0 or across >= RUN_OF_LINES
-    return fills_groups(across)
+    return fills_groups(across) or (across % LINE == 0 and plan.kernels.spreads_lines and not takes_groups_of_lanes(plan))
 
 
 cdef Py_ssize_t blocks_down_of(const Plan *plan) noexcept nogil:
@@ -825,7 +825,7 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)
     cdef const void *y = y_of(plan, worker, block, 0, &y_step) if has_y(task) else x
     cdef void *out = NULL
-    cdef Py_ssize_t i, run, x_run, y_run, out_run
+    cdef Py_ssize_t run, x_run, y_run, out_run
     if plan.out_direct:
         out = out_of(plan, block, 0, &out_step)
     elif task.out.data != NULL:
@@ -841,15 +841,12 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
                                    plan.stream)
     elif plan.regime == STRIP:
         run = run_of(plan, block)
-        x_run = run_step(plan, &task.x, plan.x_direct, block)
-        y_run = run_step(plan, &task.y, plan.y_direct, block) if has_y(task) else x_run
-        out_run = run_step(plan, &task.out, plan.out_direct, block) if out != NULL else 0
-        for i in range(block.rows // run):
-            plan.kernels.few_strip(task.operation, <const char *> x + i * x_run, x_step, <const char *> y + i * y_run, y_step, run,
-                                   task.classes, &block.state, i * run,
-                                   <char *> block.factor + i * run * plan.size if task.has_factor else NULL,
-                                   <char *> out + i * out_run, out_step, worker.transposed,
-                                   plan.far and not is_foreseen(plan), plan.stream)
+        x_run = run_step(plan, &task.x, plan.x_direct, block) // plan.size
+        y_run = run_step(plan, &task.y, plan.y_direct, block) // plan.size if has_y(task) else x_run
+        out_run = run_step(plan, &task.out, plan.out_direct, block) // plan.size if out != NULL else 0
+        plan.kernels.few_strip(task.operation, x, x_step, x_run, y, y_step, y_run, run, block.rows // run, task.classes,
+                               &block.state, block.factor if task.has_factor else NULL, out, out_step, out_run,
+                               worker.transposed, plan.far and not is_foreseen(plan), plan.stream)
     else:
         plan.kernels.few_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, &block.state,
                               block.factor if task.has_factor else NULL, out, out_step, worker.transposed)

@@ -2,8 +2,8 @@
 
 # ---- few classes: reduced, finished and written in one go ----------------------------------------------------------
 
-cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width, const real *x, Py_ssize_t x_step,
-                              real *top, real *ties, real *total, real *carry, real *exps) noexcept nogil:
+cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width, const real *x, Py_ssize_t x_step, real *top,
+                              real *ties, real *total, real *carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
     """Lanes of two to four classes, all in registers: the largest, how many equal it, and the sum of the others' exps; of a
     gradient the sum alone."""
     cdef Py_ssize_t j
@@ -37,11 +37,11 @@ cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width,
             ties[j] = ties_among(n, tied)
         if keep:
             exps[j] = e0
-            exps[width + j] = e1
+            exps[exps_step + j] = e1
             if n > 2:
-                exps[2 * width + j] = e2
+                exps[2 * exps_step + j] = e2
             if n > 3:
-                exps[3 * width + j] = e3
+                exps[3 * exps_step + j] = e3
         sum_here = term_of(operation, v0, v0, highest, e0)
         lost = 0
         add_term(backward, term_of(operation, v1, v1, highest, e1), &sum_here, &lost)
@@ -73,14 +73,17 @@ cdef void write_far(int operation, Py_ssize_t width, const real *x, Py_ssize_t x
             memcpy(out + c * out_step, line, width * sizeof(real))
 
 
-cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssize_t x_step,
+cdef inline void at_once(int operation, bint spread, Py_ssize_t lines, const Apart *apart, const real *x, Py_ssize_t x_step,
                          const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
                          const real *factor, real *out, Py_ssize_t out_step, const Soon *soon, bint stream) noexcept nogil:
     """Reduces, finishes and writes `lines` times MOST_LANES lanes, up to AT_ONCE, of up to NEAR_CLASSES classes or, of a
     gradient, SHORT_CLASSES, by way of local arrays alone. Each loop is so short that a processor sees the next few vectors:
     with all of it in one loop, log_softmax of 2 classes takes 17 % longer. Where there is a `soon`, the lanes that follow
-    are asked for meanwhile."""
+    are asked for meanwhile. The lines lie side by side or, where they are `spread`, `apart`."""
     cdef Py_ssize_t c, i, at, j, width = lines * MOST_LANES
+    cdef Py_ssize_t parts = lines if spread else 1, part = MOST_LANES if spread else width
+    cdef Py_ssize_t x_part = apart.x if spread else MOST_LANES, y_part = apart.y if spread else MOST_LANES
+    cdef Py_ssize_t out_part = apart.out if spread else MOST_LANES, state_part = apart.state if spread else MOST_LANES
     cdef bint softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT, backward = is_backward(operation), small
     cdef bint products = operation == SOFTMAX_BACKWARD
     cdef int summed = operation if backward else LOGSUMEXP
@@ -99,23 +102,34 @@ cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssiz
     cdef real exps[NEAR_CLASSES * AT_ONCE]
     cylsm_require(width <= AT_ONCE and classes <= (SHORT_CLASSES if backward else NEAR_CLASSES))
     if classes == 2 and not products:
-        sums_at_once(summed, softmax, 2, width, x, x_step, top, ties, total, carry, exps)
+        for i in range(parts):
+            at = i * part
+            sums_at_once(summed, softmax, 2, part, x + i * x_part, x_step, top + at, ties + at, total + at, carry + at, exps + at,
+                         width)
     elif classes == 3 and not products:
-        sums_at_once(summed, softmax, 3, width, x, x_step, top, ties, total, carry, exps)
+        for i in range(parts):
+            at = i * part
+            sums_at_once(summed, softmax, 3, part, x + i * x_part, x_step, top + at, ties + at, total + at, carry + at, exps + at,
+                         width)
     elif classes == 4 and not products:
-        sums_at_once(summed, softmax, 4, width, x, x_step, top, ties, total, carry, exps)
+        for i in range(parts):
+            at = i * part
+            sums_at_once(summed, softmax, 4, part, x + i * x_part, x_step, top + at, ties + at, total + at, carry + at, exps + at,
+                         width)
     else:
         for j in range(width):
             top[j] = lowest(x)
             total[j] = carry[j] = ties[j] = 0
-        if not backward:
-            lanes_max(summed, width, x, x_step, x, 0, classes, top)
-        if classes <= NEAR_CLASSES and not products:
-            lanes_sum(summed, softmax, True, NEAR, width, x, x_step, x, 0, classes, top, total, carry, ties, ties, exps,
-                      width, NULL)
-        elif backward:
-            lanes_sum(operation, False, False, NEAR, width, x, x_step, y, y_step, classes, top, total, carry, ties, ties,
-                      exps, width, NULL)
+        for i in range(parts):
+            at = i * part
+            if not backward:
+                lanes_max(summed, part, x + i * x_part, x_step, x, 0, classes, top + at)
+            if classes <= NEAR_CLASSES and not products:
+                lanes_sum(summed, softmax, True, NEAR, part, x + i * x_part, x_step, x, 0, classes, top + at, total + at, carry + at,
+                          ties + at, ties + at, exps + at, width, NULL)
+            elif backward:
+                lanes_sum(operation, False, False, NEAR, part, x + i * x_part, x_step, y + i * y_part, y_step, classes, top + at,
+                          total + at, carry + at, ties + at, ties + at, exps + at, width, NULL)
         for j in range(0 if backward else width):
             total[j] = total[j] * exp_unit(x)
             carry[j] = carry[j] * exp_unit(x)
@@ -132,19 +146,23 @@ cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssiz
     if softmax:
         for j in range(width):
             line[j] = <real> 1.0
-        for j in range(width if factor != NULL else 0):
-            line[j] = factor[j]
+        for i in range(parts if factor != NULL else 0):
+            memcpy(line + i * part, factor + i * state_part, part * sizeof(real))
         for j in range(width):
             scale[j] = share(line[j], ties[j], total[j], carry[j])
     if operation == SOFTMAX_GRADIENT:
-        memcpy(<real *> state.scale + first, scale, width * sizeof(real))
         for j in range(width):
-            (<real *> state.others)[first + j] = share_of_others(line[j], ties[j], total[j], carry[j])
+            line[j] = share_of_others(line[j], ties[j], total[j], carry[j])
+        for i in range(parts):
+            memcpy(<real *> state.scale + first + i * state_part, scale + i * part, part * sizeof(real))
+            memcpy(<real *> state.others + first + i * state_part, line + i * part, part * sizeof(real))
     if operation == LOGSUMEXP or operation == SOFTMAX_GRADIENT:
-        memcpy(<real *> state.top + first, top, width * sizeof(real))
-        memcpy(<real *> state.log_sum + first, log_sum, width * sizeof(real))
         for j in range(width):
-            (<real *> state.log_low)[first + j] = finite(log_low[j])
+            log_low[j] = finite(log_low[j])
+        for i in range(parts):
+            memcpy(<real *> state.top + first + i * state_part, top + i * part, part * sizeof(real))
+            memcpy(<real *> state.log_sum + first + i * state_part, log_sum + i * part, part * sizeof(real))
+            memcpy(<real *> state.log_low + first + i * state_part, log_low + i * part, part * sizeof(real))
     for j in range(width if softmax else 0):
         # The unit goes into the scale, unless that would become subnormal.
         small = -bound < scale[j] < bound
@@ -155,13 +173,15 @@ cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssiz
         return
     # An output may be an input, which the compiler cannot know: it is computed apart.
     for c in range(0 if operation == LOGSUMEXP or backward else classes):
-        for j in range(width):
-            if operation == LOG_SOFTMAX:
-                line[j] = (x[c * x_step + j] - top[j]) - log_sum[j]
-            else:
-                line[j] = exps[c * width + j] * scale[j] * again[j]
-        for j in range(width):
-            out[c * out_step + j] = line[j]
+        for i in range(parts):
+            at = i * part
+            for j in range(part):
+                if operation == LOG_SOFTMAX:
+                    line[j] = (x[c * x_step + i * x_part + j] - top[at + j]) - log_sum[at + j]
+                else:
+                    line[j] = exps[c * width + at + j] * scale[at + j] * again[at + j]
+            for j in range(part):
+                out[c * out_step + i * out_part + j] = line[j]
     # Of a gradient the next lanes are asked for meanwhile: three times as many arrays as classes are too many for the
     # processor to foresee. Of 4 x 3 x 256 x 256 float64 that are in no cache it takes 300 us on two threads so, and 480.
     for c in range(classes if backward else 0):
@@ -173,29 +193,56 @@ cdef inline void at_once(int operation, Py_ssize_t lines, const real *x, Py_ssiz
                 ask_for(out + c * out_step + width + at, MOST_LANES)
             for j in range(MOST_LANES):
                 if products:
-                    line[j] = y[c * y_step + at + j] * (x[c * x_step + at + j] - scale[at + j])
+                    line[j] = y[c * y_step + i * y_part + j] * (x[c * x_step + i * x_part + j] - scale[at + j])
                 else:
-                    line[j] = (x[c * x_step + at + j]
-                               - exp_scaled(y[c * y_step + at + j], shift[at + j], least[at + j]) * scale[at + j])
+                    line[j] = (x[c * x_step + i * x_part + j]
+                               - exp_scaled(y[c * y_step + i * y_part + j], shift[at + j], least[at + j]) * scale[at + j])
             for j in range(MOST_LANES):
-                out[c * out_step + at + j] = line[j]
+                out[c * out_step + i * out_part + j] = line[j]
 
 
 cdef void lanes_at_once(int operation, Py_ssize_t lines, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                         Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
                         Py_ssize_t out_step, const Soon *soon, bint stream) noexcept nogil:
     if operation == LOGSUMEXP:
-        at_once(LOGSUMEXP, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(LOGSUMEXP, False, lines, NULL, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon,
+                stream)
     elif operation == LOG_SOFTMAX:
-        at_once(LOG_SOFTMAX, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(LOG_SOFTMAX, False, lines, NULL, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon,
+                stream)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        at_once(LOG_SOFTMAX_BACKWARD, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(LOG_SOFTMAX_BACKWARD, False, lines, NULL, x, x_step, y, y_step, classes, state, first, factor, out, out_step,
+                soon, stream)
     elif operation == SOFTMAX_BACKWARD:
-        at_once(SOFTMAX_BACKWARD, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(SOFTMAX_BACKWARD, False, lines, NULL, x, x_step, y, y_step, classes, state, first, factor, out, out_step,
+                soon, stream)
     elif operation == SOFTMAX:
-        at_once(SOFTMAX, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(SOFTMAX, False, lines, NULL, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
     else:
-        at_once(SOFTMAX_GRADIENT, lines, x, x_step, y, y_step, classes, state, first, factor, out, out_step, soon, stream)
+        at_once(SOFTMAX_GRADIENT, False, lines, NULL, x, x_step, y, y_step, classes, state, first, factor, out, out_step,
+                soon, stream)
+
+
+cdef void spread_at_once(int operation, Py_ssize_t lines, const Apart *apart, const real *x, Py_ssize_t x_step, const real *y,
+                         Py_ssize_t y_step, Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor,
+                         real *out, Py_ssize_t out_step) noexcept nogil:
+    if operation == LOGSUMEXP:
+        at_once(LOGSUMEXP, True, lines, apart, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL,
+                False)
+    elif operation == LOG_SOFTMAX:
+        at_once(LOG_SOFTMAX, True, lines, apart, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL,
+                False)
+    elif operation == LOG_SOFTMAX_BACKWARD:
+        at_once(LOG_SOFTMAX_BACKWARD, True, lines, apart, x, x_step, y, y_step, classes, state, first, factor, out, out_step,
+                NULL, False)
+    elif operation == SOFTMAX_BACKWARD:
+        at_once(SOFTMAX_BACKWARD, True, lines, apart, x, x_step, y, y_step, classes, state, first, factor, out, out_step,
+                NULL, False)
+    elif operation == SOFTMAX:
+        at_once(SOFTMAX, True, lines, apart, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL, False)
+    else:
+        at_once(SOFTMAX_GRADIENT, True, lines, apart, x, x_step, y, y_step, classes, state, first, factor, out, out_step,
+                NULL, False)
 
 
 cdef inline bint fits_at_once(int operation, Py_ssize_t classes) noexcept nogil:
@@ -215,7 +262,8 @@ cdef inline void lanes_group(int operation, bint write, Py_ssize_t width, const 
     if width == GROUP and classes <= NEAR_CLASSES and fits_at_once(operation, classes):
         ask_meanwhile(in_reduce, 0, classes, width * <Py_ssize_t> sizeof(real))
         ask_meanwhile(in_apply, 0, classes, width * <Py_ssize_t> sizeof(real))
-        at_once(operation, GROUP // MOST_LANES, x, x_step, y, y_step, classes, state, first, factor, out, out_step, NULL, False)
+        at_once(operation, False, GROUP // MOST_LANES, NULL, x, x_step, y, y_step, classes, state, first, factor, out, out_step,
+                NULL, False)
         return
     reduce_width(LOGSUMEXP if mixture else operation, width, x, x_step, y, y_step, classes, state, first, out, out_step,
                  in_reduce)
@@ -314,6 +362,14 @@ cdef inline void copy_lanes(const real *x, Py_ssize_t x_step, Py_ssize_t n, Py_s
         memcpy(out + c * width, x + c * x_step, n * sizeof(real))
 
 
+cdef inline Py_ssize_t lanes_together(const real *x, Py_ssize_t classes) noexcept nogil:
+    """How many lanes at_once takes at a time."""
+    if real is float:
+        return AT_ONCE
+    else:
+        return AT_ONCE if classes <= REGISTER_CLASSES else AT_ONCE // 2
+
+
 cdef inline void few_strip_in(bint fits, int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                               Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor,
                               real *out, Py_ssize_t out_step, real *scratch, bint far, bint stream) noexcept nogil:
@@ -330,7 +386,7 @@ cdef inline void few_strip_in(bint fits, int operation, const real *x, Py_ssize_
     cdef const real *factor_here = factor
     cdef Soon soon
     if fits:
-        most = AT_ONCE if real is float or classes <= REGISTER_CLASSES else AT_ONCE // 2
+        most = lanes_together(x, classes)
     soon.one_step = x_step * sizeof(real)
     soon.other_step = out_step * sizeof(real)
     while r < rows:
@@ -373,17 +429,43 @@ cdef inline void few_strip_in(bint fits, int operation, const real *x, Py_ssize_
         r += n
 
 
-cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
-                    Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor, real *out,
-                    Py_ssize_t out_step, real *scratch, bint far, bint stream) noexcept nogil:
+cdef inline void lines_of_runs(int operation, const real *x, Py_ssize_t x_step, Py_ssize_t x_run, const real *y, Py_ssize_t y_step,
+                               Py_ssize_t y_run, Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t classes, const RowState *state,
+                               const real *factor, real *out, Py_ssize_t out_step, Py_ssize_t out_run) noexcept nogil:
+    """Runs of a few whole lines. A line of each is taken at a time: by itself, one would take as long as several."""
+    cdef Py_ssize_t i, b, at, r, n, most = lanes_together(x, classes) // MOST_LANES
+    cdef Apart apart
+    apart.x, apart.y, apart.out, apart.state = x_run, y_run, out_run, rows
+    for i in range(rows // MOST_LANES):
+        at = i * MOST_LANES
+        for b in range((runs + most - 1) // most):
+            r = b * most
+            n = min(most, runs - r)
+            spread_at_once(operation, n, &apart, x + at + r * x_run, x_step, y + at + r * y_run, y_step, classes, state,
+                           r * rows + at, factor + r * rows + at if factor != NULL else NULL, out + at + r * out_run, out_step)
+
+
+cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, Py_ssize_t x_run, const real *y, Py_ssize_t y_step,
+                    Py_ssize_t y_run, Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t classes, const RowState *state,
+                    const real *factor, real *out, Py_ssize_t out_step, Py_ssize_t out_run, real *scratch, bint far,
+                    bint stream) noexcept nogil:
     """Lanes of up to SHORT_CLASSES classes."""
+    cdef Py_ssize_t r
+    cdef const real *factor_here = NULL
     cylsm_require(classes <= SHORT_CLASSES)
-    if fits_at_once(operation, classes):
-        few_strip_in(True, operation, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, scratch, far,
-                     stream)
-    else:
-        few_strip_in(False, operation, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, scratch, far,
-                     stream)
+    if (CYLSM_VECTOR_BYTES == LINE_BYTES and fits_at_once(operation, classes) and runs > 1 and rows % MOST_LANES == 0
+            and rows < GROUP and not stream):
+        lines_of_runs(operation, x, x_step, x_run, y, y_step, y_run, rows, runs, classes, state, factor, out, out_step, out_run)
+        return
+    for r in range(runs):
+        if factor != NULL:
+            factor_here = factor + r * rows
+        if fits_at_once(operation, classes):
+            few_strip_in(True, operation, x + r * x_run, x_step, y + r * y_run, y_step, rows, classes, state, r * rows, factor_here,
+                         out + r * out_run, out_step, scratch, far, stream)
+        else:
+            few_strip_in(False, operation, x + r * x_run, x_step, y + r * y_run, y_step, rows, classes, state, r * rows,
+                         factor_here, out + r * out_run, out_step, scratch, far, stream)
 
 
 # ---- few classes: rows are the lanes -------------------------------------------------------------------------------

@@ -102,13 +102,13 @@ ctypedef void (*apply_kernel)(int operation, bint kept, const void *x, Py_ssize_
 ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
-# The same of lanes. Up to NEAR_CLASSES are asked for ahead where they are `far`, and gradients' always; where `stream` they
-# are written around the caches, but gradients. Entries of the state from `first` on are set, and up to GROUP - 1 behind the
-# rows are overwritten: runs that share a state are taken in order. `factor` is that of the first row, and readable as far.
-ctypedef void (*few_strip_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
-                                  Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first,
-                                  const void *factor, void *out, Py_ssize_t out_step, void *scratch, bint far,
-                                  bint stream) noexcept nogil
+# The same of lanes, of `runs` runs of so many rows: `x_run` and so on lead from one to the next. Up to NEAR_CLASSES are asked for
+# ahead where they are `far`, and gradients' always; where `stream` they are written around the caches, but gradients. Up to
+# GROUP - 1 entries of the state behind the rows are overwritten. `factor` is readable as far.
+ctypedef void (*few_strip_kernel)(int operation, const void *x, Py_ssize_t x_step, Py_ssize_t x_run, const void *y,
+                                  Py_ssize_t y_step, Py_ssize_t y_run, Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t classes,
+                                  const RowState *state, const void *factor, void *out, Py_ssize_t out_step,
+                                  Py_ssize_t out_run, void *scratch, bint far, bint stream) noexcept nogil
 # The same of a backward operation, of rows of at least SHORTEST_ROW classes. No state is kept. out may be x or y, but where
 # it is streamed around the caches. `far`: the arrays take half of the last-level cache, or more.
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
@@ -137,6 +137,7 @@ ctypedef void (*pair_kernel)(const void *x, const void *y, void *out, Py_ssize_t
 cdef struct Kernels:
     Py_ssize_t few_bytes  # rows up to here go to few_rows, but for backward_rows' and softmax_rows'
     bint streams_more     # exps take so little beside memory that softmax, and gradients of short rows, are worth streaming
+    bint spreads_lines    # few_strip takes lines of several runs together
     reduce_kernel reduce_rows
     reduce_kernel reduce_strip
     merge_kernel merge
