@@ -116,7 +116,16 @@ def test_classes_along_the_first_axis(function, classes, inner, dtype, seed):
 @each_dtype
 @pytest.mark.parametrize(
     "shape",
-    [(2, 10, 3, 5), (3, 5, 1, 1), (1, 21, 16, 17), (4, 2, 7), (2, 300, 3), (1, 1, 4, 4), (70, 20, 3, 7), (9, 21, 2, 33)],
+    [
+        (2, 10, 3, 5),
+        (3, 5, 1, 1),
+        (1, 21, 16, 17),
+        (4, 2, 7),
+        (2, 300, 3),
+        (1, 1, 4, 4),
+        (70, 20, 3, 7),
+        (9, 21, 2, 33),
+    ],
 )
 def test_classes_along_a_middle_axis(function, shape, dtype, seed):
     """The layout of PyTorch, (N, C, d1, ..., dk)."""

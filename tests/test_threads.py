@@ -247,6 +247,28 @@ def test_length_of_runs_changes_no_bit(function, classes, dtype, seed):
 @on_each_isa
 @each_function
 @each_dtype
+@pytest.mark.parametrize("classes", [3, 8, 12, 20, 70])
+@pytest.mark.parametrize("inner", [16, 17, 32, 48, 79, 80])
+def test_number_of_runs_changes_no_bit(function, classes, inner, dtype, seed):
+    """Of short runs along a middle axis, several of which may be taken together."""
+    made = large(function, (24, classes, inner), 1, dtype, seed)
+    for arguments in forms(made, function, seed):
+        whole = getattr(cylsm, function)(**arguments)
+        whole = whole if isinstance(whole, tuple) else (whole,)
+        shape = whole[-1][:1].shape
+        for part in (np.s_[:1], np.s_[23:]):
+            one = {name: value[part] if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+            expected = tuple(result[part] for result in whole)
+            accuracy.assert_same_bits(getattr(cylsm, function)(**one), expected)
+            if function in SHAPED_LIKE_INPUT:
+                for name in [name for name, value in one.items() if np.shape(value) == shape]:
+                    inside = one | {name: one[name].copy()}
+                    accuracy.assert_same_bits(getattr(cylsm, function)(**inside, out=inside[name]), expected)
+
+
+@on_each_isa
+@each_function
+@each_dtype
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [((130, 7), 1), ((33, 100), 1), ((2, 9000), 1), ((7, 8192), 0), ((40, 2112), 0), ((2, 5, 32, 64), 1)],

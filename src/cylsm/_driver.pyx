@@ -75,8 +75,8 @@ cdef enum:
     SHARED_WORK = 24576
     # Runs of few classes are computed where they lie if they are a group or have so many lanes; a gradient's, of which three
     # arrays would be copied, if they are whole lines or have RUN_OF_LINES: of 64 x 6 x 7 x 7 float64 they take 9 us so, and 11.
-    # Whole lines are where the kernel spreads them. Others are copied side by side, SPANNED_ROWS lanes to a block: log_softmax of
-    # 128 x 10 x 9 x 9 float32 takes 23 us so, otherwise 27, and with 512 24.
+    # Runs of whole lines are too, where the kernel takes lines of several together. Others are copied side by side, SPANNED_ROWS
+    # lanes to a block: log_softmax of 128 x 10 x 9 x 9 float32 takes 23 us so, otherwise 27, and with 512 24.
     RUN_OF_GROUPS = 96
     RUN_OF_LINES = 48
     SPANNED_ROWS = 256
@@ -161,7 +161,7 @@ cdef struct Plan:
     Py_ssize_t size                 # of a real, bytes
     Py_ssize_t work                 # in elements of float32
     Py_ssize_t block_rows
-    Py_ssize_t span                 # a block has so many runs, where that axis is short; else 1
+    Py_ssize_t span                 # a block has up to so many runs, where that axis is short; else 1
     bint run_by_run                 # they are computed where they lie, otherwise copied side by side
     Py_ssize_t past_line            # of lanes, all blocks of a run but the first begin so many lanes earlier, with a line
     Py_ssize_t most_rows            # so the last may have more than block_rows
@@ -354,8 +354,8 @@ cdef inline int shares_of(const Plan *plan) noexcept nogil:
 
 cdef inline bint takes_groups_of_lanes(const Plan *plan) noexcept nogil:
     """Whether few_strip takes GROUP lanes at a time, and not any multiple of 16."""
-    return (plan.regime == STRIP and plan.at_once and plan.task.classes > NEAR_CLASSES
-            and not is_backward(plan.task.operation))
+    return (plan.regime == STRIP and plan.at_once and not is_backward(plan.task.operation)
+            and (plan.task.classes > NEAR_CLASSES or is_mixture(plan.task.operation)))
 
 
 cdef Py_ssize_t equal_rows(const Plan *plan) noexcept nogil:
@@ -413,8 +413,8 @@ cdef bint takes_run_by_run(const Plan *plan) noexcept nogil:
 
 
 cdef Py_ssize_t blocks_down_of(const Plan *plan) noexcept nogil:
-    """How many blocks all the runs of the last row axis but one make: what a block costs beside its elements shows where they are
-    short."""
+    """Into how many blocks the runs along the last row axis but one are cut: what a block costs beside its elements shows where
+    they are short. Weighted sums have a block a run, since of another number of lanes the compiler may fuse other products."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t most = SPANNED_ROWS if plan.regime == STRIP else plan.block_rows

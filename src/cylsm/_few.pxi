@@ -333,6 +333,7 @@ cdef void group_mixture(bint write, const real *x, Py_ssize_t x_step, const real
 cdef inline void whole_group(int operation, bint write, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                              Py_ssize_t rows, Py_ssize_t classes, const RowState *state, Py_ssize_t first, const real *factor,
                              real *out, Py_ssize_t out_step, const Soon *in_reduce, const Soon *in_apply) noexcept nogil:
+    cylsm_require(operation != LOGSUMEXP_WEIGHTED)
     if operation == LOGSUMEXP:
         group_logsumexp(write, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, in_reduce, in_apply)
     elif operation == LOG_SOFTMAX:
@@ -457,6 +458,7 @@ cdef void few_strip(int operation, const real *x, Py_ssize_t x_step, Py_ssize_t 
             and rows < GROUP and not stream):
         lines_of_runs(operation, x, x_step, x_run, y, y_step, y_run, rows, runs, classes, state, factor, out, out_step, out_run)
         return
+    # In order: what is copied sets entries of the state behind its own.
     for r in range(runs):
         if factor != NULL:
             factor_here = factor + r * rows

@@ -103,8 +103,8 @@ ctypedef void (*few_kernel)(int operation, const void *x, Py_ssize_t x_step, con
                             Py_ssize_t rows, Py_ssize_t classes, const RowState *state, const void *factor,
                             void *out, Py_ssize_t out_step, void *scratch) noexcept nogil
 # The same of lanes, of `runs` runs of so many rows: `x_run` and so on lead from one to the next. Up to NEAR_CLASSES are asked for
-# ahead where they are `far`, and gradients' always; where `stream` they are written around the caches, but gradients. Up to
-# GROUP - 1 entries of the state behind the rows are overwritten. `factor` is readable as far.
+# ahead where they are `far`, and gradients' always, but for lines of several runs; where `stream` they are written around the
+# caches, but gradients. Up to GROUP - 1 entries of the state behind the rows are overwritten, and as many of `factor` read.
 ctypedef void (*few_strip_kernel)(int operation, const void *x, Py_ssize_t x_step, Py_ssize_t x_run, const void *y,
                                   Py_ssize_t y_step, Py_ssize_t y_run, Py_ssize_t rows, Py_ssize_t runs, Py_ssize_t classes,
                                   const RowState *state, const void *factor, void *out, Py_ssize_t out_step,

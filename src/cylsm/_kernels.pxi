@@ -118,7 +118,7 @@ cdef enum:
     ONE_BY_ONE = 64           # up to so many classes of a lane are added one by one
     REGISTER_CLASSES = 4      # up to here all of a lane's classes stay in registers
     AT_ONCE = 4 * GROUP       # lanes of so few classes that are taken at a time; of more classes half as many double
-    # Runs of fewer vectors are taken a vector at a time, all of whose lanes stay in registers: log_softmax_backward of 9 x 21 x 66
+    # On AVX-512 lanes of fewer vectors are taken a vector at a time, which stays in registers: log_softmax_backward of 9 x 21 x 66
     # float32 along the second axis takes 6.2 us on one thread so, and 8.2 by strips; of 53 x 29 x 128 107 and 94.
     FEW_VECTORS = 5
     STRIP = 528               # lanes that a strip kernel takes at a time, 2 KB of float from each class: the driver's MOST_RUN

@@ -148,9 +148,14 @@ cdef inline void set_soon(Soon *soon, int following, Py_ssize_t width, const rea
 
 
 cdef inline bint fills_vector(const real *x, Py_ssize_t width) noexcept nogil:
-    """Whether `width` lanes are a vector that is taken by itself. Of narrower ones logsumexp of 62 x 19 x 16 float32 along the
-    second axis takes 14 us so on AVX2, and otherwise 12."""
+    """Whether `width` lanes are a vector that is taken by itself, on AVX-512: of narrower ones logsumexp of 62 x 19 x 16 float32
+    along the second axis takes 14 us so on AVX2, and otherwise 12."""
     return CYLSM_VECTOR_BYTES == LINE_BYTES and width == lanes_of(x)
+
+
+cdef inline bint is_short_run(const real *x, Py_ssize_t x_step) noexcept nogil:
+    """By its classes' distance: a block of a long run may have few lanes too, whose classes each lie on a page of their own."""
+    return -FEW_VECTORS * lanes_of(x) < x_step < FEW_VECTORS * lanes_of(x)
 
 
 cdef inline void strip_sums(int operation, bint keep, int origin, Py_ssize_t width, const real *x, Py_ssize_t x_step,
@@ -189,13 +194,13 @@ cdef void strip_logsumexp(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py
     strip_sums(LOGSUMEXP, False, CENTRED, width, x, x_step, classes, state, first, NULL, 0, NULL)
 
 
-cdef inline Py_ssize_t next_lanes(const real *x, Py_ssize_t rows, bint overlap, Py_ssize_t *j) noexcept nogil:
-    """How many lanes from j on are taken: of few one vector at a time, otherwise STRIP, or what is left. If they may be taken
-    twice, and more than one fills no vector, which would be computed one by one, whole vectors: j goes back for the last of
-    them, and of a single strip half is taken first, since one vector takes as long as two or three. logsumexp of 1053 x 124
-    float32 along the first axis takes a quarter less so."""
+cdef inline Py_ssize_t next_lanes(const real *x, Py_ssize_t rows, bint singly, bint overlap, Py_ssize_t *j) noexcept nogil:
+    """How many lanes from j on are taken: `singly` one vector, otherwise STRIP, or what is left. If they may be taken twice,
+    and more than one fills no vector, which would be computed one by one, whole vectors: j goes back for the last of them, and of
+    a single strip half is taken first, since one vector takes as long as two or three. logsumexp of 1053 x 124 float32 along the
+    first axis takes a quarter less so."""
     cdef Py_ssize_t lanes = lanes_of(x), n = min(rows - j[0], <Py_ssize_t> STRIP), whole = (n + lanes - 1) // lanes * lanes
-    if fills_vector(x, lanes) and rows < FEW_VECTORS * lanes:
+    if singly and CYLSM_VECTOR_BYTES == LINE_BYTES:
         n = min(n, lanes)
         whole = lanes
     if not overlap or rows < lanes or n % lanes == 0 or (n % lanes == 1 and n > lanes):
@@ -212,9 +217,10 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
     cdef Py_ssize_t n, j = 0
     # Weighted sums not: of another width the compiler may fuse other multiplications.
     cdef bint overlap = exps != x and operation != LOGSUMEXP_WEIGHTED
+    cdef bint singly = is_short_run(x, x_step) and following == NOTHING and (not reads_y(operation) and operation != MIXTURE_COST)
     cylsm_require(classes > NEAR_CLASSES or operation == LOGSUMEXP_WEIGHTED)
     while j < rows:
-        n = next_lanes(x, rows, overlap, &j)
+        n = next_lanes(x, rows, singly, overlap, &j)
         if operation == SOFTMAX:
             strip_softmax(n, x + j, x_step, classes, state, first + j, exps + j, exps_step, following)
         elif operation == SOFTMAX_GRADIENT:
@@ -243,8 +249,9 @@ cdef void apply_strip(int operation, bint kept, const real *x, Py_ssize_t x_step
                       const real *factor, real *out, Py_ssize_t out_step, bint ask, bint stream) noexcept nogil:
     cdef Py_ssize_t n, ahead, j = 0
     cdef bint overlap = out != x and out != y and not stream
+    cdef bint singly = is_short_run(x, x_step) and not stream and not ask and operation != MIXTURE
     while j < rows:
-        n = next_lanes(x, rows, overlap, &j)
+        n = next_lanes(x, rows, singly, overlap, &j)
         ahead = (STRIP_AHEAD_BYTES // <Py_ssize_t> sizeof(real) + n - 1) // n if ask else 0
         if fills_vector(x, n) and not stream and ahead == 0 and operation != MIXTURE:
             apply_width(operation, kept, False, lanes_of(x), n, x + j, x_step, y + j, y_step, classes, state, first + j,
