@@ -423,8 +423,8 @@ cdef inline void few_strip_in(bint fits, int operation, const real *x, Py_ssize_
                           &soon if not copied and (far or is_backward(operation)) and r + n < rows else NULL,
                           stream and not copied)
         else:
-            whole_group(operation, writes(operation), x_here, x_here_step, y_here, y_here_step, n, classes, state, first + r, factor_here,
-                        out_here, out_here_step, NULL, NULL)
+            whole_group(operation, writes(operation), x_here, x_here_step, y_here, y_here_step, n, classes, state, first + r,
+                        factor_here, out_here, out_here_step, NULL, NULL)
         for c in range(classes if copied and out != NULL else 0):
             memcpy(out + r + c * out_step, x_lanes + c * unit, n * sizeof(real))
         r += n
