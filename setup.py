@@ -62,7 +62,7 @@ TUNING = [
     ["-fno-tree-reassoc"],
     # gcc: what is not declared inline stays apart; among other loops the shuffles run out of registers
     ["-fno-inline-functions", "-fno-inline-small-functions", "-fno-inline-functions-called-once"],
-    # gcc: what is one body for several callers stays one: 5 % of a module
+    # gcc: what is one body for several callers stays one: 1.74 MB of AVX-512 code, and otherwise 1.87
     ["-fno-ipa-cp-clone"],
     # gcc: vectors are computed side by side, since a processor sees too few ahead: 7 % in float64, 13 % in baseline
     ["-fschedule-insns", "-fsched-pressure"],
