@@ -126,10 +126,16 @@ cdef inline real exp_near(real x, real top) noexcept nogil:
 cdef inline real lift_to(real top, real centre, real shift, real *low) noexcept nogil:
     """exp(centre + N ln 2 - top) as a sum of two: the way from exp_from's reference to top."""
     cdef real n = (rounder(&top) - shift) + exp_bias(&top)
-    cdef real r = -reduced(True, <real> 0.0 if centre == top else top, n)
-    cdef real high = <real> 1.0 + r
-    cdef real tail = ((<real> 1.0 - high) + r) + exp_series(r) * (r * r)
-    cdef real lift = high + tail
+    cdef real x = <real> 0.0 if centre == top else top
+    cdef real r, high, tail, lift
+    if real is float and CYLSM_FMA:
+        # As `reduced`, where gcc would not always fuse behind a choice.
+        r = fmaf(n, <float> 0.6931471805599453, -x)
+    else:
+        r = -reduced(True, x, n)
+    high = <real> 1.0 + r
+    tail = ((<real> 1.0 - high) + r) + exp_series(r) * (r * r)
+    lift = high + tail
     low[0] = (high - lift) + tail
     return lift
 
@@ -229,17 +235,18 @@ cdef inline real exp_scaled(real x, real shift, real least) noexcept nogil:
 
 
 cdef inline real share(real factor, real ties, real rest, real carry) noexcept nogil:
-    """factor / sum; nan where the sum is 0."""
-    cdef real s, inverse, excess
+    """factor / sum, off by little more than its rounding; nan where the sum is 0."""
+    cdef real s, inverse, quotient, excess
     if real is float and not CYLSM_FMA:
-        inverse = <float> (factor / ((<double> ties + rest) + carry))
+        quotient = <float> (factor / ((<double> ties + rest) + carry))
     else:
-        # A step of Newton's, for the digits that s and the division lost.
+        # A step of Newton's, for the digits that s and the division lost; none beside an infinite factor.
         s = ties + rest
         inverse = <real> 1.0 / s
-        excess = (lost_in_sum(ties, rest, s) + carry) * inverse + lost_in_product(inverse, s, <real> 1.0)
-        inverse = factor * (inverse - inverse * excess)
-    return <real> NAN if ties + rest == 0 else inverse
+        quotient = factor * inverse
+        excess = lost_in_product(quotient, s, factor) + quotient * (lost_in_sum(ties, rest, s) + carry)
+        quotient = quotient - finite(excess) * inverse
+    return <real> NAN if ties + rest == 0 else quotient
 
 
 cdef inline real share_of_others(real factor, real ties, real rest, real carry) noexcept nogil:
