@@ -53,6 +53,17 @@ cdef inline void sums_at_once(int operation, bint keep, int n, Py_ssize_t width,
         carry[j] = lost if backward else lost * exp_unit(x)
 
 
+cdef inline void sums_of_parts(int operation, bint keep, int n, Py_ssize_t parts, Py_ssize_t part, const real *x, Py_ssize_t x_part,
+                               Py_ssize_t x_step, real *top, real *ties, real *total, real *carry, real *exps,
+                               Py_ssize_t exps_step) noexcept nogil:
+    """The same of parts that lie apart in x, and side by side in what is written."""
+    cdef Py_ssize_t i, at
+    for i in range(parts):
+        at = i * part
+        sums_at_once(operation, keep, n, part, x + i * x_part, x_step, top + at, ties + at, total + at, carry + at, exps + at,
+                     exps_step)
+
+
 cdef void write_far(int operation, Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const real *top,
                     const real *log_sum, const real *exps, const real *scale, const real *again, real *out,
                     Py_ssize_t out_step, const Soon *soon, bint stream) noexcept nogil:
@@ -102,20 +113,11 @@ cdef inline void at_once(int operation, bint spread, Py_ssize_t lines, const Apa
     cdef real exps[NEAR_CLASSES * AT_ONCE]
     cylsm_require(width <= AT_ONCE and classes <= (SHORT_CLASSES if backward else NEAR_CLASSES))
     if classes == 2 and not products:
-        for i in range(parts):
-            at = i * part
-            sums_at_once(summed, softmax, 2, part, x + i * x_part, x_step, top + at, ties + at, total + at, carry + at, exps + at,
-                         width)
+        sums_of_parts(summed, softmax, 2, parts, part, x, x_part, x_step, top, ties, total, carry, exps, width)
     elif classes == 3 and not products:
-        for i in range(parts):
-            at = i * part
-            sums_at_once(summed, softmax, 3, part, x + i * x_part, x_step, top + at, ties + at, total + at, carry + at, exps + at,
-                         width)
+        sums_of_parts(summed, softmax, 3, parts, part, x, x_part, x_step, top, ties, total, carry, exps, width)
     elif classes == 4 and not products:
-        for i in range(parts):
-            at = i * part
-            sums_at_once(summed, softmax, 4, part, x + i * x_part, x_step, top + at, ties + at, total + at, carry + at, exps + at,
-                         width)
+        sums_of_parts(summed, softmax, 4, parts, part, x, x_part, x_step, top, ties, total, carry, exps, width)
     else:
         for j in range(width):
             top[j] = lowest(x)

@@ -486,7 +486,7 @@ cdef inline bint read_state(int operation, bint lifted, Py_ssize_t width, Py_ssi
             # After the unit: the largest factors stay in range.
             low = of[LOW * width + j]
             lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &lift_low)
-            of[LOW * width + j] = low * lift + finite(low * lift_low)
+            of[LOW * width + j] = fused(low, lift, finite(rounded_product(low, lift_low)))
     if operation == MIXTURE:
         for j in range(width):
             of[MASS * width + j] = (<const real *> state.mass)[first + j]

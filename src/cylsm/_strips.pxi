@@ -156,8 +156,9 @@ cdef inline bint fills_vector(const real *x, Py_ssize_t width) noexcept nogil:
 
 
 cdef inline bint is_short_run(const real *x, Py_ssize_t x_step) noexcept nogil:
-    """By its classes' distance: a block of a long run may have few lanes too, whose classes each lie on a page of their own."""
-    return -FEW_VECTORS * lanes_of(x) < x_step < FEW_VECTORS * lanes_of(x)
+    """Whether lanes are taken a vector at a time. By its classes' distance: a block of a long run may have few lanes too, whose
+    classes each lie on a page of their own."""
+    return CYLSM_VECTOR_BYTES == LINE_BYTES and -FEW_VECTORS * lanes_of(x) < x_step < FEW_VECTORS * lanes_of(x)
 
 
 cdef inline void strip_sums(int operation, bint keep, int origin, Py_ssize_t width, const real *x, Py_ssize_t x_step,
@@ -202,7 +203,7 @@ cdef inline Py_ssize_t next_lanes(const real *x, Py_ssize_t rows, bint singly, b
     a single strip half is taken first, since one vector takes as long as two or three. logsumexp of 1053 x 124 float32 along the
     first axis takes a quarter less so."""
     cdef Py_ssize_t lanes = lanes_of(x), n = min(rows - j[0], <Py_ssize_t> STRIP), whole = (n + lanes - 1) // lanes * lanes
-    if singly and CYLSM_VECTOR_BYTES == LINE_BYTES:
+    if singly:
         n = min(n, lanes)
         whole = lanes
     if not overlap or rows < lanes or n % lanes == 0 or (n % lanes == 1 and n > lanes):
@@ -219,7 +220,7 @@ cdef void reduce_strip(int operation, const real *x, Py_ssize_t x_step, const re
     cdef Py_ssize_t n, j = 0
     # Weighted sums not: of another width the compiler may fuse other multiplications.
     cdef bint overlap = exps != x and operation != LOGSUMEXP_WEIGHTED
-    cdef bint singly = is_short_run(x, x_step) and following == NOTHING and (not reads_y(operation) and operation != MIXTURE_COST)
+    cdef bint singly = is_short_run(x, x_step) and following == NOTHING and not reads_y(operation) and operation != MIXTURE_COST
     cylsm_require(classes > NEAR_CLASSES or operation == LOGSUMEXP_WEIGHTED)
     while j < rows:
         n = next_lanes(x, rows, singly, overlap, &j)
