@@ -486,7 +486,11 @@ cdef inline bint read_state(int operation, bint lifted, Py_ssize_t width, Py_ssi
             # After the unit: the largest factors stay in range.
             low = of[LOW * width + j]
             lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &lift_low)
-            of[LOW * width + j] = fused(low, lift, finite(rounded_product(low, lift_low)))
+            if real is float:
+                of[LOW * width + j] = <float> (low * (<double> lift + lift_low))
+            else:
+                # Of a small product half an ulp is little.
+                of[LOW * width + j] = low + finite(rounded_product(low, (lift - 1) + lift_low))
     if operation == MIXTURE:
         for j in range(width):
             of[MASS * width + j] = (<const real *> state.mass)[first + j]
