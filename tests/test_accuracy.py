@@ -156,6 +156,23 @@ def test_gradients_of_the_largest_numbers_far_from_the_leader(leader, dtype):
 
 
 @each_dtype
+def test_gradient_of_a_sure_row_is_the_factor_itself(dtype, rng):
+    """Where one class has all the probability nothing is lost on the way, of the largest number neither."""
+    rows = 64
+    for classes in (1, 2, 8, 9, 16, 17, 127, 128, 1000, 20_000):
+        sure = rng.integers(classes, size=rows)
+        x = np.full((rows, classes), -np.inf, dtype)
+        x[np.arange(rows), sure] = rng.uniform(-300, 300, rows)
+        grad_output = rng.normal(size=rows).astype(dtype)
+        grad_output[:2] = np.finfo(dtype).max, -np.finfo(dtype).max
+        expected = np.zeros_like(x)
+        expected[np.arange(rows), sure] = grad_output
+        np.testing.assert_array_equal(cylsm.logsumexp_backward(grad_output, x), expected)
+        turned = cylsm.logsumexp_backward(grad_output, np.ascontiguousarray(x.T), axis=0)
+        np.testing.assert_array_equal(turned.T, expected)
+
+
+@each_dtype
 def test_additions_over_a_million_rows(dtype, rng):
     """Against the exact sum of what the rows lose each; a single-precision sum would be wrong in its third digit."""
     rows = 1_000_000

@@ -36,17 +36,6 @@ cdef inline real reduced(bint brief, real x, real n) noexcept nogil:
         return (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
 
 
-cdef inline real fused(real x, real y, real z) noexcept nogil:
-    """x * y + z, rounded once where there is FMA, wherever the compiler meets it: behind a choice it would not always fuse, and
-    results would depend on whether a lane is part of a vector."""
-    if not CYLSM_FMA:
-        return x * y + z
-    if real is float:
-        return fmaf(x, y, z)
-    else:
-        return fma(x, y, z)
-
-
 cdef inline real exp_less_one(real r) noexcept nogil:
     """exp(r) - 1 for |r| <= ln(2) / 2."""
     return exp_series(r) * (r * r) + r
@@ -137,24 +126,16 @@ cdef inline real exp_near(real x, real top) noexcept nogil:
 cdef inline real lift_to(real top, real centre, real shift, real *low) noexcept nogil:
     """exp(centre + N ln 2 - top) as a sum of two: the way from exp_from's reference to top."""
     cdef real n = (rounder(&top) - shift) + exp_bias(&top)
-    cdef real x = <real> 0.0 if centre == top else top
-    cdef real r, high, tail, lift
-    # As `reduced`, behind a choice.
-    if real is float and CYLSM_FMA:
-        r = fused(n, <float> 0.6931471805599453, -x)
-    elif CYLSM_FMA:
-        r = fused(n, 1.90821492927058770002e-10, fused(n, 6.93147180369123816490e-01, -x))
-    else:
-        r = -reduced(True, x, n)
-    high = <real> 1.0 + r
-    tail = ((<real> 1.0 - high) + r) + exp_series(r) * (r * r)
-    lift = high + tail
+    cdef real r = -reduced(True, <real> 0.0 if centre == top else top, n)
+    cdef real high = <real> 1.0 + r
+    cdef real tail = ((<real> 1.0 - high) + r) + exp_series(r) * (r * r)
+    cdef real lift = high + tail
     low[0] = (high - lift) + tail
     return lift
 
 
 cdef inline real finite(real x) noexcept nogil:
-    """x, or 0 for what is not finite. No product: the compiler would fuse it with the subtraction."""
+    """x, or 0 for what is not finite."""
     return x if x - x == 0 else <real> 0.0
 
 
@@ -174,7 +155,10 @@ cdef inline real lost_in_product(real x, real y, real product) noexcept nogil:
     """What the rounding of x * y lost (without FMA in float64, Dekker's product: nan where x or y is huge)."""
     cdef double x_high, y_high, x_low, y_low
     if CYLSM_FMA:
-        return fused(x, y, -product)
+        if real is float:
+            return fmaf(x, y, -product)
+        else:
+            return fma(x, y, -product)
     if real is float:
         return <real> (<double> x * y - product)
     else:
@@ -187,7 +171,12 @@ cdef inline real lost_in_product(real x, real y, real product) noexcept nogil:
 
 cdef inline real rounded_product(real x, real y) noexcept nogil:
     """x * y, which no addition is fused with: that would depend on where in a loop the compiler meets it."""
-    return fused(x, y, <real> 0.0) if CYLSM_FMA else x * y
+    if CYLSM_FMA:
+        if real is float:
+            return fmaf(x, y, <real> 0.0)
+        else:
+            return fma(x, y, <real> 0.0)
+    return x * y
 
 
 cdef inline void lift_sum(real top, real centre, real shift, real *total, real *carry) noexcept nogil:
@@ -240,18 +229,17 @@ cdef inline real exp_scaled(real x, real shift, real least) noexcept nogil:
 
 
 cdef inline real share(real factor, real ties, real rest, real carry) noexcept nogil:
-    """factor / sum, off by little more than its rounding; nan where the sum is 0."""
-    cdef real s, inverse, quotient, excess
+    """factor / sum; nan where the sum is 0."""
+    cdef real s, inverse, excess
     if real is float and not CYLSM_FMA:
-        quotient = <float> (factor / ((<double> ties + rest) + carry))
+        inverse = <float> (factor / ((<double> ties + rest) + carry))
     else:
-        # A step of Newton's, for the digits that s and the division lost; none beside an infinite factor.
+        # A step of Newton's, for the digits that s and the division lost.
         s = ties + rest
         inverse = <real> 1.0 / s
-        quotient = factor * inverse
-        excess = lost_in_product(quotient, s, factor) + quotient * (lost_in_sum(ties, rest, s) + carry)
-        quotient = fused(-finite(excess), inverse, quotient)
-    return <real> NAN if ties + rest == 0 else quotient
+        excess = (lost_in_sum(ties, rest, s) + carry) * inverse + lost_in_product(inverse, s, <real> 1.0)
+        inverse = factor * (inverse - inverse * excess)
+    return <real> NAN if ties + rest == 0 else inverse
 
 
 cdef inline real share_of_others(real factor, real ties, real rest, real carry) noexcept nogil:

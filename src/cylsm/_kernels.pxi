@@ -11,9 +11,9 @@
 # (c) exp counts from a multiple of ln 2 near the largest element, not from the element: x of an ordinary row needs no
 #     rounded subtraction, and a sum is brought to multiples of exp(top) once, at its end. Of few classes it counts from the
 #     largest, and carries what the subtraction lost: that takes less than the way back.
-#     Softmax counts from the largest too, whose exp is 1 then; of more classes than those few, without the carry,
-#     since its limit grows with the gap as the rounding of x - top does, and without counting ties. A gradient's exps count
-#     from where the sum's do, and the way back is part of what they are multiplied by.
+#     Probabilities count from the largest too, whose exp is 1 then; of more classes than those few, without the carry,
+#     since their limit grows with the gap as the rounding of x - top does, and without counting ties. A gradient's carry it: from
+#     the reference they would take a tenth less, but of a row that is sure the factor itself would not always come back.
 # (d) Sums are compensated: term by term where there are few, in long rows two or four terms at a time.
 #     The pair (rest, carry) is used in full by the logarithm. Where only the sum itself is needed, by the backward
 #     operations and softmax of short rows, those of float are taken in double.
@@ -129,8 +129,8 @@ cdef enum:
     BATCH_BYTES = 8192
     # And so many where they are streamed, for the same reason: memory moved in phases of 8 KB takes a tenth longer than in 2 KB.
     STREAMED_BYTES = 4096
-    # Rows that a reduction compares before it adds them up, four at least, since so many are folded together: they, and as
-    # many that are asked for meanwhile, stay in L1. logsumexp of 60000 x 1000 float32 takes 11.0 ms so, and 12.1 with BATCH rows.
+    # Rows that a reduction compares before it adds them up, four at least, since so many are folded together: of up to 6 KB they
+    # stay in L1 with most of what is asked for meanwhile. logsumexp of 60000 x 1000 float32 takes 11.0 ms so, and 12.1 with BATCH rows.
     REDUCED_BYTES = 24576
     # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, of arrays in the caches,
     # and of far ones. Not a page: what has just been stored lies as far into another page then, and the

@@ -434,7 +434,7 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
     if operation == LOG_SOFTMAX:
         return (x + top) + low  # both negated
     elif operation == SOFTMAX or operation == SOFTMAX_GRADIENT:
-        return (x if kept else exp_of_lane(ROUNDED if operation == SOFTMAX else CENTRED, x, of, width, j)) * low
+        return (x if kept else exp_of_lane(ROUNDED if operation == SOFTMAX else NEAR, x, of, width, j)) * low
     elif operation == LOG_SOFTMAX_BACKWARD:
         return x - exp_scaled(y, of[SHIFT * width + j], of[LEAST * width + j]) * low
     elif operation == SOFTMAX_BACKWARD:
@@ -448,26 +448,10 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
                                                  - y * (others if x == top else 1 - p)))
 
 
-cdef void lift_scales(Py_ssize_t width, real *of) noexcept nogil:
-    """What exps from the tops are multiplied by becomes what those from the references are. Not inline: it is short beside what it
-    is called for."""
-    cdef Py_ssize_t j
-    cdef real low, lift, lift_low
-    set_references(width, of)
-    for j in range(width):
-        low = of[LOW * width + j]
-        lift = lift_to(of[TOP * width + j], of[CENTRE * width + j], of[SHIFT * width + j], &lift_low)
-        if real is float:
-            of[LOW * width + j] = <float> (low * (<double> lift + lift_low))
-        else:
-            # Of a small product half an ulp is little.
-            of[LOW * width + j] = low + finite(rounded_product(low, (lift - 1) + lift_low))
-
-
-cdef inline bint read_state(int operation, bint lifted, Py_ssize_t width, Py_ssize_t n, const RowState *state,
+cdef inline bint read_state(int operation, Py_ssize_t width, Py_ssize_t n, const RowState *state,
                             Py_ssize_t first, const real *factor, real *of) noexcept nogil:
-    """What `applied` needs of the state, of which n entries are rows that are there; `lifted`, exps count from the reference,
-    not from the top. True where results are still to be multiplied by AGAIN."""
+    """What `applied` needs of the state, of which n entries are rows that are there. True where results are still to be
+    multiplied by AGAIN."""
     cdef Py_ssize_t j
     cdef real low, bound = least_normal(of) / exp_unit(of)
     cdef int small = 0
@@ -496,9 +480,6 @@ cdef inline bint read_state(int operation, bint lifted, Py_ssize_t width, Py_ssi
             of[LOW * width + j] = low if -bound < low < bound else low * exp_unit(of)
         for j in range(0 if small else width):
             of[LOW * width + j] = of[LOW * width + j] * exp_unit(of)
-        if lifted:
-            # After the unit: the largest factors stay in range.
-            lift_scales(width, of)
     if operation == MIXTURE:
         for j in range(width):
             of[MASS * width + j] = (<const real *> state.mass)[first + j]

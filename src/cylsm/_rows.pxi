@@ -439,7 +439,7 @@ cdef void softmax_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize
 cdef void gradient_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
                         Py_ssize_t classes, const real *of, real *total, real *carry, real *ties, real *ties_carry, real *exps,
                         Py_ssize_t exps_step, Py_ssize_t ahead) noexcept nogil:
-    sum_rows(LOGSUMEXP, True, CENTRED, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
+    sum_rows(LOGSUMEXP, True, NEAR, x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
 
 
 cdef void plain_sums(const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -519,7 +519,7 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
     cdef real ties_carry[BATCH * MOST_LANES]
     for r in range(rows):
         row_max(operation, x + r * x_step, y + r * y_step, classes, tops + r * lanes)
-    found = take_tops(operation, operation == SOFTMAX, x, x_step, rows, classes, tops, of, infinite)
+    found = take_tops(operation, keep, x, x_step, rows, classes, tops, of, infinite)
     if not keep:
         # Rows that are not there have top 0.
         for r in range(BATCH):
@@ -535,7 +535,7 @@ cdef inline void reduce_batch(int operation, bint keep, const real *x, Py_ssize_
     else:
         centred_sums(x, x_step, y, y_step, rows, classes, of, total, carry, ties, ties_carry, exps, exps_step, ahead)
     take_sums(operation, rows, of, found, infinite, total, carry, ties, ties_carry)
-    write_state(operation, ROUNDED if operation == SOFTMAX else CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
+    write_state(operation, NEAR if keep else CENTRED, BATCH, rows, of, total, carry, ties, ties_carry, state, first)
 
 
 cdef inline void add_rows(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -590,7 +590,8 @@ cdef void reduce_rows(int operation, const real *x, Py_ssize_t x_step, const rea
         r = b * batch
         n = min(rows - r, batch)
         ahead = 0
-        if r + n < rows or following != NOTHING:
+        # A shorter batch behind this one is not asked for: behind it may lie what another thread writes.
+        if r + 2 * n <= rows or following != NOTHING:
             ahead = classes if rows == 1 else n * x_step
         if operation == SOFTMAX:
             reduce_batch(SOFTMAX, True, x + r * x_step, x_step, x, 0, n, classes, state, first + r,
@@ -627,7 +628,7 @@ cdef inline void apply_short_row(int operation, bint kept, const real *x, const 
         memcpy(out + classes - lanes, last, lanes * sizeof(real))
 
 
-cdef inline void apply_each(int operation, bint lifted, bint kept, bint brief, const real *x, Py_ssize_t x_step, const real *y,
+cdef inline void apply_each(int operation, bint kept, bint brief, const real *x, Py_ssize_t x_step, const real *y,
                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const RowState *state,
                             Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step,
                             bint stream) noexcept nogil:
@@ -638,7 +639,7 @@ cdef inline void apply_each(int operation, bint lifted, bint kept, bint brief, c
     tail.held = 0
     for b in range((rows + BATCH - 1) // BATCH):
         n = min(rows - b * BATCH, <Py_ssize_t> BATCH)
-        again = read_state(operation, lifted, BATCH, n, state, first + b * BATCH,
+        again = read_state(operation, BATCH, n, state, first + b * BATCH,
                            factor + b * BATCH if operation == MIXTURE else factor, of)
         for r in range(n):
             i = b * BATCH + r
@@ -658,23 +659,20 @@ cdef void apply_rows(int operation, bint kept, const real *x, Py_ssize_t x_step,
                      const real *factor, real *out, Py_ssize_t out_step, bint ask, bint stream) noexcept nogil:
     cylsm_require(classes >= SHORTEST_ROW)
     if operation == LOG_SOFTMAX and classes < SHORTEST_ALIGNED and not stream:
-        apply_each(LOG_SOFTMAX, False, False, True, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step,
-                   False)
+        apply_each(LOG_SOFTMAX, False, True, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, False)
     elif operation == LOG_SOFTMAX:
-        apply_each(LOG_SOFTMAX, False, False, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+        apply_each(LOG_SOFTMAX, False, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and kept:
-        apply_each(SOFTMAX, operation == SOFTMAX_GRADIENT, True, False, x, x_step, x, x_step, rows, classes, state, first, factor,
-                   out, out_step, stream)
+        apply_each(SOFTMAX, True, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif operation == SOFTMAX_GRADIENT:
-        apply_each(SOFTMAX_GRADIENT, True, False, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step,
-                   stream)
+        apply_each(SOFTMAX_GRADIENT, False, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif operation == SOFTMAX:
-        apply_each(SOFTMAX, False, False, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
+        apply_each(SOFTMAX, False, False, x, x_step, x, x_step, rows, classes, state, first, factor, out, out_step, stream)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        apply_each(LOG_SOFTMAX_BACKWARD, False, False, False, x, x_step, y, y_step, rows, classes, state, first, factor, out,
+        apply_each(LOG_SOFTMAX_BACKWARD, False, False, x, x_step, y, y_step, rows, classes, state, first, factor, out,
                    out_step, stream)
     elif operation == SOFTMAX_BACKWARD:
-        apply_each(SOFTMAX_BACKWARD, False, False, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
+        apply_each(SOFTMAX_BACKWARD, False, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step,
                    stream)
     else:
-        apply_each(MIXTURE, False, False, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, stream)
+        apply_each(MIXTURE, False, False, x, x_step, y, y_step, rows, classes, state, first, factor, out, out_step, stream)

@@ -57,14 +57,14 @@ cdef inline void cost_lanes(Py_ssize_t width, const real *x, Py_ssize_t x_step, 
         (<real *> state.carry)[first + j] = cost_carry[j]
 
 
-cdef inline void apply_state(int operation, bint lifted, bint kept, bint stream, Py_ssize_t width, Py_ssize_t n, const real *x,
+cdef inline void apply_state(int operation, bint kept, bint stream, Py_ssize_t width, Py_ssize_t n, const real *x,
                              Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t classes, const RowState *state,
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, Py_ssize_t ahead,
                              const Soon *soon) noexcept nogil:
     """apply_lanes with what it needs of the state, for up to STRIP lanes, n of which are there."""
     cdef Py_ssize_t c, j
     cdef real of[PARAMETERS * STRIP]
-    cdef bint again = read_state(operation, lifted, width, n, state, first, factor, of)
+    cdef bint again = read_state(operation, width, n, state, first, factor, of)
     if out == y and out != x:
         apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
@@ -86,9 +86,9 @@ cdef inline void reduce_width(int operation, Py_ssize_t width, const real *x, Py
     elif operation == SOFTMAX:
         reduce_lanes(SOFTMAX, True, False, ROUNDED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     elif operation == SOFTMAX_GRADIENT and classes <= ONE_BY_ONE:
-        reduce_lanes(LOGSUMEXP, True, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+        reduce_lanes(LOGSUMEXP, True, True, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     elif operation == SOFTMAX_GRADIENT:
-        reduce_lanes(LOGSUMEXP, True, False, CENTRED, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
+        reduce_lanes(LOGSUMEXP, True, False, NEAR, width, x, x_step, x, 0, classes, state, first, exps, exps_step, soon)
     elif operation == LOG_SOFTMAX_BACKWARD and classes <= NEAR_CLASSES:
         reduce_lanes(LOG_SOFTMAX_BACKWARD, False, True, CENTRED, width, x, x_step, x, 0, classes, state, first, exps,
                      exps_step, soon)
@@ -116,25 +116,23 @@ cdef inline void apply_width(int operation, bint kept, bint stream, Py_ssize_t w
                              Py_ssize_t first, const real *factor, real *out, Py_ssize_t out_step, Py_ssize_t ahead,
                              const Soon *soon) noexcept nogil:
     if operation == LOG_SOFTMAX:
-        apply_state(LOG_SOFTMAX, False, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step,
-                    ahead, soon)
-    elif (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and kept:
-        apply_state(SOFTMAX, operation == SOFTMAX_GRADIENT and classes > NEAR_CLASSES, True, stream, width, n, x, x_step, x, 0,
-                    classes, state, first, factor, out, out_step, ahead, soon)
-    elif operation == SOFTMAX:
-        apply_state(SOFTMAX, False, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead,
+        apply_state(LOG_SOFTMAX, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead,
                     soon)
+    elif (operation == SOFTMAX or operation == SOFTMAX_GRADIENT) and kept:
+        apply_state(SOFTMAX, True, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead, soon)
+    elif operation == SOFTMAX:
+        apply_state(SOFTMAX, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead, soon)
     elif operation == SOFTMAX_GRADIENT:
-        apply_state(SOFTMAX_GRADIENT, True, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step,
-                    ahead, soon)
+        apply_state(SOFTMAX_GRADIENT, False, stream, width, n, x, x_step, x, 0, classes, state, first, factor, out, out_step, ahead,
+                    soon)
     elif operation == LOG_SOFTMAX_BACKWARD:
-        apply_state(LOG_SOFTMAX_BACKWARD, False, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
+        apply_state(LOG_SOFTMAX_BACKWARD, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
                     out_step, ahead, soon)
     elif operation == SOFTMAX_BACKWARD:
-        apply_state(SOFTMAX_BACKWARD, False, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
+        apply_state(SOFTMAX_BACKWARD, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out,
                     out_step, ahead, soon)
     else:
-        apply_state(MIXTURE, False, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step, ahead,
+        apply_state(MIXTURE, False, stream, width, n, x, x_step, y, y_step, classes, state, first, factor, out, out_step, ahead,
                     soon)
 
 
@@ -189,7 +187,7 @@ cdef void strip_gradient(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_
     cdef Soon there
     cdef const Soon *soon = &there if following != NOTHING else NULL
     set_soon(&there, following, width, x, x_step, classes, exps, exps_step)
-    strip_sums(LOGSUMEXP, True, CENTRED, width, x, x_step, classes, state, first, exps, exps_step, soon)
+    strip_sums(LOGSUMEXP, True, NEAR, width, x, x_step, classes, state, first, exps, exps_step, soon)
 
 
 cdef void strip_logsumexp(Py_ssize_t width, const real *x, Py_ssize_t x_step, Py_ssize_t classes, const RowState *state,
