@@ -269,6 +269,7 @@ cdef int new_task(Task *task, int operation, bint wide) except -1:
     task.wide = wide
     task.has_factor = False
     task.in_place = False
+    task.fresh = False
     task.adds_up = False
     task.runs_join = True
     task.fill_y = NULL

@@ -43,6 +43,7 @@ cdef struct Task:
     int operation
     bint has_factor
     bint in_place                       # out is the memory of an input
+    bint fresh                          # out was made for this call, and holds nothing yet
     bint adds_up                        # `close` adds rows up: they are cut at the same places for any number of threads
     bint runs_join                      # operands of one number a row walk over a run's end by their last row stride
     Operand x

@@ -130,6 +130,10 @@ cdef enum:
     # 512 x 512 float32 takes 1.9 ms so, and would take 3.0; softmax of 4 x 3 x 512 x 512 0.58, and 0.68. Of more: log_softmax
     # of 64 x 8 x 128 x 128 2.2 asked for, and otherwise 3.3. Gradients few_strip always asks for and never streams.
     STREAM_RUN_BYTES = 512
+    # New arrays of so many bytes are not streamed to. glibc takes them from the system each time; smaller ones it may have had
+    # before. softmax of 16384 x 1000 float32 that returns a new array takes 8.9 ms so, and streamed 10.9;
+    # cross_entropy_with_grad 9.0 and 13.0.
+    UNMAPPED_BYTES = 33554432
     FORESEEN_CLASSES = 4
     # Rows of so many classes go to forward_rows. It takes on two threads, and blocks of rows: softmax of 2048 x 257 float32
     # 58 us and 66, of 500 x 250 13.1 and 15.1; of 1000 x 130 float64 43.7 and 42.0, log_softmax of 4096 x 144 float32 83 and 80.
@@ -507,7 +511,7 @@ cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nog
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, row_work, moved
-    cdef bint backward = is_backward(task.operation), interleave, equal, narrow
+    cdef bint backward = is_backward(task.operation), interleave, equal, narrow, unmapped
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
@@ -572,7 +576,9 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         # would take 6.7 on two; of 1 x 33000 5.6 on two, and 5.9 on one.
         plan.threads = threads_for(plan.work * 2 // 3)
         share_tiles(plan, narrow and plan.threads > 1, row_work)
-    plan.stream = plan.out_direct and not task.in_place and plan.beyond and streams(plan, row_bytes)
+    # Memory that the system hands out during the call it has just filled with zeros, by way of the caches, where they still lie.
+    unmapped = task.fresh and task.rows * task.classes * plan.size >= UNMAPPED_BYTES
+    plan.stream = plan.out_direct and not task.in_place and not unmapped and plan.beyond and streams(plan, row_bytes)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
                     and (task.classes >= FORWARD_CLASSES or (plan.far and row_bytes >= FAR_FORWARD_BYTES))
                     and not plan.softmax_rows

@@ -151,6 +151,7 @@ cdef int compute(int operation, ndarray a, int class_axis, ndarray other, ndarra
         task.context = &factors
         task.open = &read_factor
     task.in_place = given and (same_memory(a, result) or (other is not None and same_memory(other, result)))
+    task.fresh = not given
     join_row_axes(&task, operands, count)
     if task.rows > 0 and task.classes > 0:
         run(&task)

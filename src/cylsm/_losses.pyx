@@ -796,6 +796,7 @@ cdef object compute(object x, str name, object target_given, object axis_given, 
         operands[count] = &task.out
         count += 1
         task.in_place = out is not None and (same_memory(logits, result) or same_memory(target, result))
+        task.fresh = out is None
         if grads is not None:
             add_rows(&task, &loss.grad_output, grads, wide, -1)
             operands[count] = &loss.grad_output
