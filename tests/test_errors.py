@@ -369,6 +369,12 @@ def test_label_smoothing_that_is_no_number(function, label_smoothing):
     assert_refused(function, TypeError, "label_smoothing", repr(label_smoothing), label_smoothing=label_smoothing)
 
 
+@each_cross_entropy
+@pytest.mark.parametrize("label_smoothing", [np.ma.array(0.1), np.ma.array(0.1, mask=True)])
+def test_masked_label_smoothing(function, label_smoothing):
+    assert_refused(function, TypeError, "label_smoothing", "masked", label_smoothing=label_smoothing)
+
+
 @each_loss
 @pytest.mark.parametrize("ignore_index", [1.0, "1", [1], np.float64(-100)])
 def test_ignore_index_that_is_no_integer(function, ignore_index):

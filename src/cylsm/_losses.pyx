@@ -644,6 +644,8 @@ cdef ndarray target_array(object target, ndarray logits, int axis, str name, bin
 
 cdef double checked_smoothing(object label_smoothing) except? -1:
     cdef double s
+    if isinstance(label_smoothing, masked):
+        raise TypeError(f"label_smoothing must not be a masked array, as {label_smoothing!r} is")
     try:
         s = label_smoothing
     except OverflowError:
