@@ -125,6 +125,10 @@ cdef enum:
     # 33000 x 257 1.19 and 1.17, of 70000 x 128 1.61 and 1.50. Gradients, whose sums take little beside memory, from the shortest
     # row on: log_softmax_backward of 100000 x 64 1.03 and 1.30.
     STREAM_ROW_BYTES = 1024
+    # And of forward_rows, where exps take so little beside memory that softmax is worth streaming: log_softmax of 200000 x 150
+    # float32 takes 8.9 ms so, and otherwise 10.8. On AVX2 it would take 15.5, and takes 11.8; cross_entropy_with_grad of
+    # 60000 x 200 4.8 and 3.9.
+    STREAM_FORWARD_BYTES = 512
     # The same of lanes. Of few classes the processor foresees the next lanes itself, and they are neither asked for ahead nor
     # streamed: up to so many of float32; two of float64 take 1.8 ms asked for and streamed, and 2.1. log_softmax of 16 x 2 x
     # 512 x 512 float32 takes 1.9 ms so, and would take 3.0; softmax of 4 x 3 x 512 x 512 0.58, and 0.68. Of more: log_softmax
@@ -135,11 +139,6 @@ cdef enum:
     # cross_entropy_with_grad 9.0 and 13.0.
     UNMAPPED_BYTES = 33554432
     FORESEEN_CLASSES = 4
-    # Rows of so many classes go to forward_rows. It takes on two threads, and blocks of rows: softmax of 2048 x 257 float32
-    # 58 us and 66, of 500 x 250 13.1 and 15.1; of 1000 x 130 float64 43.7 and 42.0, log_softmax of 4096 x 144 float32 83 and 80.
-    FORWARD_CLASSES = 192
-    # And so do rows of so many bytes where they are far: log_softmax of 40000 x 300 takes 1.54 ms, and in blocks 1.91.
-    FAR_FORWARD_BYTES = 512
     # What a row, or a lane, takes beside its elements, in elements, chosen with GRAIN and its examples: the logarithm, and in a
     # row of few classes its transposition.
     ROW_WORK = 8
@@ -307,12 +306,18 @@ cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
     classes few_rows and few_strip make the same bits, so that lanes that lie side by side may be taken as they are."""
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     cdef bint beside = task.x.row_strides[task.ndim - 1] == task.x.item_bytes
+    cdef const Kernels *of = kernels(task.wide)
+    cdef Py_ssize_t few_bytes = of.forward_few_bytes if is_forward(task.operation) else of.few_bytes
     if task.classes > 1 and (stride >= LEAST_STRIDE * task.x.item_bytes
                              or (stride >= LEAST_LONG_STRIDE * task.x.item_bytes and task.classes * size > LONG_ROW_BYTES)
                              or (beside and stride >= LEAST_SHORT_STRIDE * task.x.item_bytes
                                  and task.classes < SHORTEST_ROW and task.operation != LOGSUMEXP_WEIGHTED)):
         return STRIP
-    return FEW if task.classes * size <= kernels(task.wide).few_bytes else ROWS
+    return FEW if task.classes * size <= few_bytes else ROWS
+
+
+cdef inline bint is_forward(int operation) noexcept nogil:
+    return operation == LOG_SOFTMAX or operation == SOFTMAX
 
 
 cdef inline bint is_softmax(int operation) noexcept nogil:
@@ -442,6 +447,7 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
     their own: cross_entropy_with_grad of 60000 x 1000 float32 takes 21 ms so, and otherwise 24; of lanes, of 64 x 21 x 128 x 128
     along the second axis, 22 ms and 18."""
     cdef int operation = plan.task.operation
+    cdef Py_ssize_t least
     if (is_softmax(operation) and not plan.kernels.streams_more) or (operation == SOFTMAX_GRADIENT and plan.regime == STRIP):
         return False
     if plan.backward_rows and plan.kernels.streams_more:
@@ -451,7 +457,8 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
         return False
     if plan.regime == STRIP:
         return min(plan.block_rows, plan.task.shape[plan.task.ndim - 1]) * plan.size >= STREAM_RUN_BYTES
-    return (plan.regime == ROWS or plan.backward_rows) and row_bytes >= STREAM_ROW_BYTES
+    least = STREAM_FORWARD_BYTES if plan.forward and plan.kernels.streams_more else STREAM_ROW_BYTES
+    return (plan.regime == ROWS or plan.backward_rows) and row_bytes >= least
 
 
 cdef bint leaves_runs(const Plan *plan) noexcept nogil:
@@ -548,6 +555,8 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.backward_rows = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
                          and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
+    plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1 and not plan.softmax_rows
+                    and is_forward(task.operation))
     plan.threads = threads_for(plan.work)
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.run_by_run = takes_run_by_run(plan)
@@ -579,10 +588,6 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     # Memory that the system hands out during the call it has just filled with zeros, by way of the caches, where they still lie.
     unmapped = task.fresh and task.rows * task.classes * plan.size >= UNMAPPED_BYTES
     plan.stream = plan.out_direct and not task.in_place and not unmapped and plan.beyond and streams(plan, row_bytes)
-    plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1
-                    and (task.classes >= FORWARD_CLASSES or (plan.far and row_bytes >= FAR_FORWARD_BYTES))
-                    and not plan.softmax_rows
-                    and (task.operation == LOG_SOFTMAX or task.operation == SOFTMAX))
     plan.stateless = plan.backward_rows or plan.softmax_rows or plan.forward
     plan.at_once = plan.at_once or plan.stateless
     if plan.forward and plan.x_direct and plan.out_direct:

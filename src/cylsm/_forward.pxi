@@ -21,29 +21,35 @@ cdef inline void set_parameters(int operation, real *of, real *total, real *carr
 
 cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t more,
                                Py_ssize_t batch, Py_ssize_t classes, const real *of, const real *of_earlier, real *out,
-                               Py_ssize_t out_step, real *exps, const real *exps_earlier, Py_ssize_t exps_step, bint far,
-                               Py_ssize_t own, Py_ssize_t x_own, real *tops, real *total, real *carry, real *ties,
-                               Tail *tail) noexcept nogil:
+                               Py_ssize_t out_step, real *exps, const real *exps_earlier, Py_ssize_t exps_step,
+                               Py_ssize_t ahead, bint far, Py_ssize_t own, Py_ssize_t x_own, real *tops, real *total,
+                               real *carry, real *ties, Tail *tail) noexcept nogil:
     """Adds up a batch's rows, and compares the `more` rows that follow. Beside row r, row r of the batch before is written;
-    if there are more of those, the caller writes them. `own` elements from out on are this thread's, and `x_own` from x on."""
-    cdef Py_ssize_t r, lanes = lanes_of(x), later, ahead
+    if there are more of those, the caller writes them. What lies `ahead` is asked for. `own` elements from out on are this
+    thread's, and `x_own` from x on."""
+    cdef Py_ssize_t r, lanes = lanes_of(x), later
     cdef bint keep = operation == SOFTMAX
     cdef Meanwhile meanwhile
     meanwhile.tail = tail
     for r in range(rows):
         # Without another row its own is compared once more.
         later = r + batch if r < more else r
-        ahead = ahead_within((later - r) * x_step + ahead_of(far, x), classes, x_own - r * x_step)
         meanwhile.later = x + later * x_step
         meanwhile.later_top = tops + r * lanes
         meanwhile.out = out + (r - batch) * out_step
         meanwhile.earlier = exps_earlier + r * exps_step if keep else x + (r - batch) * x_step
         meanwhile.parameters = of_earlier + r
-        meanwhile.out_ahead = ahead_within(ahead_of(far, x), classes, own - (r - batch) * out_step)
+        meanwhile.out_ahead = ahead_within(ahead, classes, own - (r - batch) * out_step)
         row_sum(operation, keep, also, ROUNDED if keep else CENTRED, x + r * x_step, x, classes, of + r, total + r * lanes,
                 carry + r * lanes, ties + r * lanes, ties, exps + r * exps_step,
-                ahead_within(ahead_of(far, x), classes, own - r * out_step) if far and also != STREAMING else 0, ahead, NULL,
-                &meanwhile)
+                ahead_within(ahead, classes, own - r * out_step) if far and also != STREAMING else 0,
+                ahead_within((later - r) * x_step + ahead, classes, x_own - r * x_step), NULL, &meanwhile)
+
+
+cdef inline Py_ssize_t near_batch(int operation, Py_ssize_t row_bytes) noexcept nogil:
+    """So many rows stay in L1; 0 where they are too few."""
+    cdef Py_ssize_t rows = min(NEAR_FORWARD_BYTES // row_bytes, <Py_ssize_t> BATCH)
+    return 0 if operation == LOG_SOFTMAX and rows < NEAR_LOG_SOFTMAX_ROWS else rows
 
 
 cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
@@ -51,9 +57,9 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
     """Exps wait in out or, where that is streamed, `apart`: two batches' in turn."""
     cdef Py_ssize_t b, r, at, n = 0, lanes = lanes_of(x), own = rows * out_step
     cdef Py_ssize_t exps_step = (classes + line_of(x) - 1) // line_of(x) * line_of(x) if stream else out_step
-    cdef Py_ssize_t batch = max(<Py_ssize_t> 1, min(<Py_ssize_t> BATCH,
-                                                    FORWARD_BYTES // (classes * <Py_ssize_t> sizeof(real))))
-    cdef bint keep = operation == SOFTMAX, found
+    cdef Py_ssize_t row_bytes = classes * <Py_ssize_t> sizeof(real), batch = near_batch(operation, row_bytes)
+    cdef bint keep = operation == SOFTMAX, found, near = batch > 0
+    cdef Py_ssize_t ahead = ahead_of(far and not near, x)
     cdef real *exps = out
     cdef real *exps_earlier = out
     cdef real parameters[2 * (LOW + 1) * BATCH]
@@ -65,6 +71,8 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
     cdef real carry[BATCH * MOST_LANES]
     cdef real ties[BATCH * MOST_LANES]
     cdef Tail tail
+    if not near:
+        batch = max(<Py_ssize_t> 1, min(FORWARD_BYTES // row_bytes, <Py_ssize_t> BATCH))
     cylsm_require(not (stream and keep) or 2 * batch * exps_step * <Py_ssize_t> sizeof(real) <= FORWARD_SCRATCH)
     tail.held = 0
     tail.more = out_step == classes
@@ -79,16 +87,16 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
             exps = apart + b % 2 * batch * exps_step if stream else out + at * out_step
         if b == 0:
             forward_batch(operation, RAISING, x, x_step, n, min(rows - n, batch), batch, classes, of, of_earlier, out,
-                          out_step, exps, exps, exps_step, far, own, rows * x_step, tops, total, carry, ties, &tail)
+                          out_step, exps, exps, exps_step, ahead, far, own, rows * x_step, tops, total, carry, ties, &tail)
         else:
             forward_batch(operation, STREAMING if stream else WRITING, x + at * x_step, x_step, n, min(rows - at - n, batch),
-                          batch, classes, of, of_earlier, out + at * out_step, out_step, exps, exps_earlier, exps_step, far,
-                          own - at * out_step, (rows - at) * x_step, tops, total, carry, ties, &tail)
+                          batch, classes, of, of_earlier, out + at * out_step, out_step, exps, exps_earlier, exps_step,
+                          ahead, far, own - at * out_step, (rows - at) * x_step, tops, total, carry, ties, &tail)
         for r in range(at - batch + n if b > 0 else at, min(rows, at)):
             tail.more = out_step == classes and r < rows - 1
             apply_row(operation, keep, stream, exps_earlier + (r - (at - batch)) * exps_step if keep else x + r * x_step, x,
                       classes, of_earlier + r - (at - batch), out + r * out_step,
-                      ahead_within(ahead_of(far, x), classes, own - r * out_step), &tail)
+                      ahead_within(ahead, classes, own - r * out_step), &tail)
         take_sums(operation, n, of, found, infinite, total, carry, ties, ties)
         set_parameters(operation, of, total, carry, ties)
         of, of_earlier = of_earlier, of

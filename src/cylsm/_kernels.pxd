@@ -136,6 +136,7 @@ ctypedef void (*pair_kernel)(const void *x, const void *y, void *out, Py_ssize_t
 
 cdef struct Kernels:
     Py_ssize_t few_bytes  # rows up to here go to few_rows, but for backward_rows' and softmax_rows'
+    Py_ssize_t forward_few_bytes  # the same of softmax and log_softmax
     bint streams_more     # exps take so little beside memory that softmax, and gradients of short rows, are worth streaming
     bint spreads_lines    # few_strip takes lines of several runs together
     reduce_kernel reduce_rows

@@ -132,6 +132,12 @@ cdef enum:
     # Rows that a reduction compares before it adds them up, four at least, since so many are folded together: of up to 6 KB they
     # stay in L1 with most of what is asked for meanwhile. logsumexp of 60000 x 1000 float32 takes 11.0 ms so, and 12.1 with BATCH rows.
     REDUCED_BYTES = 24576
+    # Rows that forward_rows adds up, beside as many that it compares and as many that it writes, stay in L1 with what is asked for
+    # meanwhile: on one thread softmax of 30000 x 200 float32 takes 2.1 ms so, and 2.7 with batches of FORWARD_BYTES, of 2048 x 257
+    # 0.18 and 0.22. What a batch costs is the logarithm above all: log_softmax's has three rows at least, or is not so short; of
+    # 300 x 700 it takes 68 us so, and in twos 76.
+    NEAR_FORWARD_BYTES = 7168
+    NEAR_LOG_SOFTMAX_ROWS = 3
     # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, of arrays in the caches,
     # and of far ones. Not a page: what has just been stored lies as far into another page then, and the
     # processor takes one for the other. softmax of 2048 x 257 float64 takes 246 us on one thread so,
@@ -257,6 +263,11 @@ cdef KernelTable table
 # and 0.62. Baseline is like AVX2.
 table.of_float.few_bytes = FEW_BYTES if CYLSM_VECTOR_BYTES == 64 else 80 * sizeof(float)
 table.of_double.few_bytes = FEW_BYTES
+# And so of what forward_rows takes, the same on one thread: log_softmax of 80 float32 classes 152 us and 162, of 100 214 and 199,
+# of 50 float64 classes 241 and 270; on AVX2 of 50 float32 classes 127 and 150, of 64 187 and 186, of 24 float64 classes 156 and
+# 166, of 32 207 and 201.
+table.of_float.forward_few_bytes = 380 if CYLSM_VECTOR_BYTES == 64 else 252 if CYLSM_VECTOR_BYTES == 32 else table.of_float.few_bytes
+table.of_double.forward_few_bytes = 252 if CYLSM_VECTOR_BYTES == 32 else table.of_double.few_bytes
 # In vectors of 16 floats softmax of rows of two to eight takes less so, with sums in double: 4096 x 32, 39 us on one thread
 # and 48 in groups, x 64 63 and 88; x 128, 109 us and 118 by reduce_rows; 100000 x 64 1.6 ms and 2.3. It takes longer in
 # vectors of 8, and in double.
