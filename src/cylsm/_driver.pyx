@@ -2,7 +2,7 @@
 #
 # (a) Three regimes. FEW: short rows, transposed in groups. ROWS: a row's classes lie side by side. STRIP: rows lie side by
 #     side. Few classes, rows of softmax and log_softmax and those of the backward operations are reduced and written by one
-#     kernel. All that is chosen by the row's length and class stride alone, so that a row's bits depend on nothing else, but
+#     kernel. All that is chosen by the operation, the row's length and its class stride alone, so that a row's bits depend on nothing else, but
 #     where two kernels make the same bits; how many rows a block has, and who computes it, changes no bit. What is added up over
 #     rows is added block by block, so its blocks do not depend on the number of threads.
 # (b) A row longer than a tile is reduced tile by tile, merged in order, and written tile by tile, whether one thread
@@ -120,14 +120,12 @@ cdef enum:
     PAGE_BYTES = 4096
     # Longest row that is expected to wait in L2 from its reduction to its writing.
     KEPT_BYTES = 524288
-    # Rows of arrays that the last-level cache cannot hold together are streamed around it from here on. On AVX-512 and two
-    # threads, streamed and not: softmax of 12000 x 1000 float32 1.58 ms and 1.99, of 33000 x 257 1.06 and 1.18; log_softmax of
-    # 33000 x 257 1.19 and 1.17, of 70000 x 128 1.61 and 1.50. Gradients, whose sums take little beside memory, from the shortest
-    # row on: log_softmax_backward of 100000 x 64 1.03 and 1.30.
+    # Rows of arrays that the last-level cache cannot hold together are streamed around it from here on: cross_entropy_with_grad of
+    # 60000 x 200 float32 would take 4.8 ms so, and takes 3.9; on AVX2 log_softmax of 200000 x 150 15.5 and 11.8. Gradients, whose
+    # sums take little beside memory, from the shortest row on: log_softmax_backward of 100000 x 64 1.03 and 1.30.
     STREAM_ROW_BYTES = 1024
-    # And of forward_rows, where exps take so little beside memory that softmax is worth streaming: log_softmax of 200000 x 150
-    # float32 takes 8.9 ms so, and otherwise 10.8. On AVX2 it would take 15.5, and takes 11.8; cross_entropy_with_grad of
-    # 60000 x 200 4.8 and 3.9.
+    # And those of forward_rows where exps take so little beside memory that softmax is worth streaming. On two threads, streamed and
+    # not: softmax of 12000 x 1000 float32 1.58 ms and 1.99; log_softmax of 200000 x 150 8.9 and 10.8, of 100000 x 100 3.2 and 3.1.
     STREAM_FORWARD_BYTES = 512
     # The same of lanes. Of few classes the processor foresees the next lanes itself, and they are neither asked for ahead nor
     # streamed: up to so many of float32; two of float64 take 1.8 ms asked for and streamed, and 2.1. log_softmax of 16 x 2 x
@@ -302,7 +300,7 @@ cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
 
 
 cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
-    """By the row's length and class stride. A small stride is gathered: its lines are shared by the row's own. Of few
+    """By the operation, the row's length and its class stride. A small stride is gathered: its lines are shared by the row's own. Of few
     classes few_rows and few_strip make the same bits, so that lanes that lie side by side may be taken as they are."""
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     cdef bint beside = task.x.row_strides[task.ndim - 1] == task.x.item_bytes

@@ -58,8 +58,8 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
     cdef Py_ssize_t b, r, at, n = 0, lanes = lanes_of(x), own = rows * out_step
     cdef Py_ssize_t exps_step = (classes + line_of(x) - 1) // line_of(x) * line_of(x) if stream else out_step
     cdef Py_ssize_t row_bytes = classes * <Py_ssize_t> sizeof(real), batch = near_batch(operation, row_bytes)
-    cdef bint keep = operation == SOFTMAX, found, near = batch > 0
-    cdef Py_ssize_t ahead = ahead_of(far and not near, x)
+    cdef Py_ssize_t ahead = ahead_of(far and batch == 0, x)
+    cdef bint keep = operation == SOFTMAX, found
     cdef real *exps = out
     cdef real *exps_earlier = out
     cdef real parameters[2 * (LOW + 1) * BATCH]
@@ -71,7 +71,7 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
     cdef real carry[BATCH * MOST_LANES]
     cdef real ties[BATCH * MOST_LANES]
     cdef Tail tail
-    if not near:
+    if batch == 0:
         batch = max(<Py_ssize_t> 1, min(FORWARD_BYTES // row_bytes, <Py_ssize_t> BATCH))
     cylsm_require(not (stream and keep) or 2 * batch * exps_step * <Py_ssize_t> sizeof(real) <= FORWARD_SCRATCH)
     tail.held = 0
@@ -81,7 +81,7 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
     for b in range((rows + batch - 1) // batch + 1):
         at = b * batch
         n = max(<Py_ssize_t> 0, min(rows - at, batch))
-        found = take_tops(operation, keep, x + at * x_step, x_step, n, classes, tops, of, infinite)
+        found = n > 0 and take_tops(operation, keep, x + at * x_step, x_step, n, classes, tops, of, infinite)
         exps_earlier = exps
         if keep:
             exps = apart + b % 2 * batch * exps_step if stream else out + at * out_step
@@ -97,9 +97,10 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
             apply_row(operation, keep, stream, exps_earlier + (r - (at - batch)) * exps_step if keep else x + r * x_step, x,
                       classes, of_earlier + r - (at - batch), out + r * out_step,
                       ahead_within(ahead, classes, own - r * out_step), &tail)
-        take_sums(operation, n, of, found, infinite, total, carry, ties, ties)
-        set_parameters(operation, of, total, carry, ties)
-        of, of_earlier = of_earlier, of
+        if n > 0:
+            take_sums(operation, n, of, found, infinite, total, carry, ties, ties)
+            set_parameters(operation, of, total, carry, ties)
+            of, of_earlier = of_earlier, of
 
 
 # Apart from log_softmax for the registers, as softmax_sums in _rows.pxi; log_softmax apart takes 7 % longer on AVX2.

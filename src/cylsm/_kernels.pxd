@@ -17,8 +17,8 @@ cdef enum:
     TILE_BYTES = 65536
     SHORTEST_SOFTMAX = 32  # elements of a row that softmax_rows takes: two to eight vectors of 64 bytes and part of one
     LONGEST_SOFTMAX = 143
-    # Rows that forward_rows adds up while it compares as many and writes as many; two batches wait in L2. Streamed, their exps
-    # wait in scratch of so many bytes, where a row begins with a line.
+    # Rows that forward_rows adds up while it compares as many and writes as many, where L1 cannot hold them: two batches wait in L2.
+    # Streamed, exps wait in scratch of so many bytes, where a row begins with a line.
     FORWARD_BYTES = 65536
     FORWARD_SCRATCH = 2 * (FORWARD_BYTES + 16 * 64)
     # Up to here all exps count from the top, with what that loses: logsumexp of 4 float32 classes takes 1.73 ns an element
@@ -137,7 +137,7 @@ ctypedef void (*pair_kernel)(const void *x, const void *y, void *out, Py_ssize_t
 cdef struct Kernels:
     Py_ssize_t few_bytes  # rows up to here go to few_rows, but for backward_rows' and softmax_rows'
     Py_ssize_t forward_few_bytes  # the same of softmax and log_softmax
-    bint streams_more     # exps take so little beside memory that softmax, and gradients of short rows, are worth streaming
+    bint streams_more     # exps take so little beside memory that softmax, and short rows, are worth streaming
     bint spreads_lines    # few_strip takes lines of several runs together
     reduce_kernel reduce_rows
     reduce_kernel reduce_strip

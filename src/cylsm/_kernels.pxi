@@ -113,7 +113,7 @@ cdef enum:
     LINE_BYTES = 64
     MOST_LANES = 16           # of float in the widest vector: stack arrays have room for any, and at_once takes so many at least
     BATCH = 16                # rows, at most, whose lanes are folded together
-    # Elements of a row from which on log_softmax writes it in vectors that begin with a line: 1000 x 16 float32 would take
+    # Elements of a row from which on apply_rows writes log_softmax in vectors that begin with a line: 1000 x 16 float32 would take
     # 6.0 us so, and takes 5.4.
     SHORTEST_ALIGNED = 128
     ONE_BY_ONE = 64           # up to so many classes of a lane are added one by one
@@ -138,8 +138,8 @@ cdef enum:
     # 300 x 700 it takes 68 us so, and in twos 76.
     NEAR_FORWARD_BYTES = 7168
     NEAR_LOG_SOFTMAX_ROWS = 3
-    # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, of arrays in the caches,
-    # and of far ones. Not a page: what has just been stored lies as far into another page then, and the
+    # So far ahead are outputs asked for, and inputs that no maximum has brought into the caches, of arrays in the caches or in
+    # batches that stay in L1, and of far ones. Not a page: what has just been stored lies as far into another page then, and the
     # processor takes one for the other. softmax of 2048 x 257 float64 takes 246 us on one thread so,
     # 341 with 4096 for both, and 267 with 6144; of 16384 x 1000 log_softmax 6.1 ms with 6144, 6.8 with 4096 and 7.6 with 3072.
     AHEAD_BYTES = 3072
@@ -258,12 +258,11 @@ cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept
 cdef KernelTable table
 
 # Rows up to here are transposed in groups, so that the lanes of a vector are rows. On AVX-512 logsumexp of 4096 rows takes
-# so, and by rows, on one thread: of 100 float32 classes 83 us and 101, of 50 float64 classes 107 and 164. On AVX2 softmax
-# takes, ns an element on two threads, of 77 float32 classes 0.25 and 0.26, of 96 0.23 and 0.20, of 50 float64 classes 0.56
-# and 0.62. Baseline is like AVX2.
+# so, and by rows, on one thread: of 100 float32 classes 83 us and 101, of 50 float64 classes 107 and 164. On AVX2 of 77
+# float32 classes 182 and 197, of 80 185 and 175. Baseline is like AVX2.
 table.of_float.few_bytes = FEW_BYTES if CYLSM_VECTOR_BYTES == 64 else 80 * sizeof(float)
 table.of_double.few_bytes = FEW_BYTES
-# And so of what forward_rows takes, the same on one thread: log_softmax of 80 float32 classes 152 us and 162, of 100 214 and 199,
+# And so of what forward_rows takes: log_softmax of 80 float32 classes 152 us and 162, of 100 214 and 199,
 # of 50 float64 classes 241 and 270; on AVX2 of 50 float32 classes 127 and 150, of 64 187 and 186, of 24 float64 classes 156 and
 # 166, of 32 207 and 201.
 table.of_float.forward_few_bytes = 380 if CYLSM_VECTOR_BYTES == 64 else 252 if CYLSM_VECTOR_BYTES == 32 else table.of_float.few_bytes
