@@ -2,9 +2,9 @@
 #
 # (a) Three regimes. FEW: short rows, transposed in groups. ROWS: a row's classes lie side by side. STRIP: rows lie side by
 #     side. Few classes, rows of softmax and log_softmax and those of the backward operations are reduced and written by one
-#     kernel. All that is chosen by the operation, the row's length and its class stride alone, so that a row's bits depend on nothing else, but
-#     where two kernels make the same bits; how many rows a block has, and who computes it, changes no bit. What is added up over
-#     rows is added block by block, so its blocks do not depend on the number of threads.
+#     kernel. All that is chosen by the operation, the row's length and its class stride alone, so that a row's bits depend on
+#     nothing else, but where two kernels make the same bits; how many rows a block has, and who computes it, changes no bit. What
+#     is added up over rows is added block by block, so its blocks do not depend on the number of threads.
 # (b) A row longer than a tile is reduced tile by tile, merged in order, and written tile by tile, whether one thread
 #     does all of that or several share the tiles.
 # (c) What a kernel cannot read or write in place (another dtype, byte order, stride) passes through a piece of scratch.
@@ -300,8 +300,8 @@ cdef bint is_direct(const Plan *plan, const Operand *operand) noexcept nogil:
 
 
 cdef Regime regime_of(const Task *task, Py_ssize_t size) noexcept nogil:
-    """By the operation, the row's length and its class stride. A small stride is gathered: its lines are shared by the row's own. Of few
-    classes few_rows and few_strip make the same bits, so that lanes that lie side by side may be taken as they are."""
+    """By the operation, the row's length and its class stride. A small stride is gathered: its lines are shared by the row's
+    own. Of few classes few_rows and few_strip make the same bits, so that lanes that lie side by side may be taken as they are."""
     cdef Py_ssize_t stride = task.x.class_stride if task.x.class_stride > 0 else -task.x.class_stride
     cdef bint beside = task.x.row_strides[task.ndim - 1] == task.x.item_bytes
     cdef const Kernels *of = kernels(task.wide)

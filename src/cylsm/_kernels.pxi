@@ -259,7 +259,7 @@ cdef KernelTable table
 
 # Rows up to here are transposed in groups, so that the lanes of a vector are rows. On AVX-512 logsumexp of 4096 rows takes
 # so, and by rows, on one thread: of 100 float32 classes 83 us and 101, of 50 float64 classes 107 and 164. On AVX2 of 77
-# float32 classes 182 and 197, of 80 185 and 175. Baseline is like AVX2.
+# float32 classes 182 and 197. Baseline is like AVX2.
 table.of_float.few_bytes = FEW_BYTES if CYLSM_VECTOR_BYTES == 64 else 80 * sizeof(float)
 table.of_double.few_bytes = FEW_BYTES
 # And so of what forward_rows takes: log_softmax of 80 float32 classes 152 us and 162, of 100 214 and 199,
