@@ -16,7 +16,7 @@ import cylsm
 pytestmark = pytest.mark.usefixtures("isa")
 
 INF, NAN = np.inf, np.nan
-LENGTHS = (1, 2, 3, *range(15, 18), *range(31, 34), *range(63, 66), 80, 81, *range(126, 130), 143, 144, 1000)
+LENGTHS = (1, 2, 3, *range(15, 18), *range(31, 34), *range(63, 66), 71, 72, 80, 81, *range(126, 130), 143, 144, 1000)
 LENGTHS += (2047, 2049, 4095, 4097, 5003)
 EACH = [*range(6)]  # the rows that hold something special
 

@@ -1,20 +1,21 @@
 # The backward operations by rows, without a state: a few at a time, by way of local arrays alone.
 
 cdef inline void backward_vectors(int operation, Py_ssize_t n, const real *x, const real *y, real scale, real shift, real least,
-                                  real *out) noexcept nogil:
+                                  real most, real *out) noexcept nogil:
     """n elements, one vector or two."""
     cdef Py_ssize_t j
     cdef real here[2 * MOST_LANES]
     for j in range(n):
         if operation == LOG_SOFTMAX_BACKWARD:
-            here[j] = x[j] - exp_scaled(y[j], shift, least) * scale
+            here[j] = x[j] - exp_scaled(y[j], shift, least, most) * scale
         else:
             here[j] = y[j] * (x[j] - scale)
     memcpy(out, here, n * sizeof(real))
 
 
 cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes, real scale,
-                              real shift, real least, real *out, Py_ssize_t y_ahead, Py_ssize_t out_ahead) noexcept nogil:
+                              real shift, real least, real most, real *out, Py_ssize_t y_ahead,
+                              Py_ssize_t out_ahead) noexcept nogil:
     """One row. Exps of double wait for long: they are taken four vectors at a time. Otherwise a line is, up to two
     vectors."""
     cdef Py_ssize_t i, at, lanes = lanes_of(x), pair = 2 * lanes
@@ -24,21 +25,21 @@ cdef inline void backward_row(int operation, Py_ssize_t whole, const real *x, co
         many = 4
     if classes % lanes != 0:
         # It overlaps the one before. Out may be an input: it is computed before anything is stored.
-        backward_vectors(operation, lanes, x + classes - lanes, y + classes - lanes, scale, shift, least, last)
+        backward_vectors(operation, lanes, x + classes - lanes, y + classes - lanes, scale, shift, least, most, last)
     for i in range(whole // many):
         at = i * many * lanes
         if operation == LOG_SOFTMAX_BACKWARD:
             ask_for(y + at + y_ahead, many * lanes)
         ask_for(out + at + out_ahead, many * lanes)
-        backward_vectors(operation, min(many, <Py_ssize_t> 2) * lanes, x + at, y + at, scale, shift, least, out + at)
+        backward_vectors(operation, min(many, <Py_ssize_t> 2) * lanes, x + at, y + at, scale, shift, least, most, out + at)
         if many == 4:
-            backward_vectors(operation, pair, x + at + pair, y + at + pair, scale, shift, least, out + at + pair)
+            backward_vectors(operation, pair, x + at + pair, y + at + pair, scale, shift, least, most, out + at + pair)
     for i in range(whole // many * many, whole):
         at = i * lanes
         if operation == LOG_SOFTMAX_BACKWARD:
             ask_for(y + at + y_ahead, lanes)
         ask_for(out + at + out_ahead, lanes)
-        backward_vectors(operation, lanes, x + at, y + at, scale, shift, least, out + at)
+        backward_vectors(operation, lanes, x + at, y + at, scale, shift, least, most, out + at)
     if classes % lanes != 0:
         memcpy(out + classes - lanes, last, lanes * sizeof(real))
 
@@ -48,21 +49,22 @@ cdef inline void backward_batch(int operation, Py_ssize_t whole, const real *x, 
                                 Py_ssize_t ahead, Py_ssize_t own, Py_ssize_t readable) noexcept nogil:
     """Up to GROUP rows. `own` rows of out are this thread's, and `readable` ones of x and y may be asked for."""
     cdef Py_ssize_t r, step = max(x_step, y_step)
+    cdef Py_ssize_t in_ahead = ahead_within(ahead, classes, (readable - rows) * step + classes)
+    cdef Py_ssize_t out_ahead = ahead_within(ahead, classes, (own - rows) * out_step + classes)
+    cdef real most
     cdef real scale[GROUP]
     cdef real shift[GROUP]
     cdef real least[GROUP]
-    for r in range(rows):
-        scale[r] = row_total(operation, whole, x + r * x_step, y + r * y_step, classes,
-                             ahead_within(ahead, classes, (readable - 1 - r) * step + classes))
+    row_totals(operation, whole, x, x_step, y, y_step, rows, classes, in_ahead, scale)
     for r in range(rows):
         if operation == LOG_SOFTMAX_BACKWARD:
             scale[r] = set_factor(scale[r], &shift[r], &least[r])
         else:
             shift[r] = least[r] = 0
+    most = most_shifted(shift[0])
     for r in range(rows):
-        backward_row(operation, whole, x + r * x_step, y + r * y_step, classes, scale[r], shift[r], least[r],
-                     out + r * out_step, ahead_within(ahead, classes, (readable - 1 - r) * step + classes),
-                     ahead_within(ahead, classes, (own - 1 - r) * out_step + classes))
+        backward_row(operation, whole, x + r * x_step, y + r * y_step, classes, scale[r], shift[r], least[r], most,
+                     out + r * out_step, in_ahead, out_ahead)
 
 
 cdef void backward_few(int operation, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -72,20 +74,20 @@ cdef void backward_few(int operation, const real *x, Py_ssize_t x_step, const re
     less. Not inline, nor the next: together they run out of registers."""
     cdef Py_ssize_t whole = classes // lanes_of(x), ahead = PLAIN_AHEAD_BYTES // <Py_ssize_t> sizeof(real)
     if operation == LOG_SOFTMAX_BACKWARD:
-        if whole == 1:
+        if is_whole(whole, 1, SHORTEST_ROW, x):
             backward_batch(LOG_SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
-        elif whole == 2:
+        elif is_whole(whole, 2, SHORTEST_ROW, x):
             backward_batch(LOG_SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
-        elif whole == 3:
+        elif is_whole(whole, 3, SHORTEST_ROW, x):
             backward_batch(LOG_SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
         else:
             backward_batch(LOG_SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
     else:
-        if whole == 1:
+        if is_whole(whole, 1, SHORTEST_ROW, x):
             backward_batch(SOFTMAX_BACKWARD, 1, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
-        elif whole == 2:
+        elif is_whole(whole, 2, SHORTEST_ROW, x):
             backward_batch(SOFTMAX_BACKWARD, 2, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
-        elif whole == 3:
+        elif is_whole(whole, 3, SHORTEST_ROW, x):
             backward_batch(SOFTMAX_BACKWARD, 3, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
         else:
             backward_batch(SOFTMAX_BACKWARD, 4, x, x_step, y, y_step, rows, classes, out, out_step, ahead, own, readable)
@@ -112,9 +114,8 @@ cdef inline void backward_streamed(int operation, const real *x, Py_ssize_t x_st
     for b in range((rows + batch - 1) // batch):
         first = b * batch
         n = min(rows - first, batch)
-        for r in range(n):
-            of[LOW * BATCH + r] = row_total(operation, classes // lanes, x + (first + r) * x_step, y + (first + r) * y_step,
-                                            classes, ahead_of(True, x))
+        row_totals(operation, classes // lanes, x + first * x_step, x_step, y + first * y_step, y_step, n, classes,
+                   ahead_of(True, x), of + LOW * BATCH)
         for r in range(n if operation == LOG_SOFTMAX_BACKWARD else 0):
             of[LOW * BATCH + r] = set_factor(of[LOW * BATCH + r], &of[SHIFT * BATCH + r], &of[LEAST * BATCH + r])
         for r in range(n):

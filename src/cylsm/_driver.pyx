@@ -21,7 +21,6 @@ from cylsm._kernels cimport (
     FORWARD_SCRATCH,
     GROUP,
     LONG_GROUP,
-    LONGEST_SOFTMAX,
     LOG_SOFTMAX,
     LOG_SOFTMAX_BACKWARD,
     LOGSUMEXP,
@@ -551,8 +550,8 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
                                                  or task.rows < 2 * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
     plan.backward_rows = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
-    plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX and plan.kernels.softmax_rows != NULL
-                         and SHORTEST_SOFTMAX <= task.classes <= LONGEST_SOFTMAX)
+    plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX
+                         and SHORTEST_SOFTMAX <= task.classes <= plan.kernels.longest_softmax)
     plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1 and not plan.softmax_rows
                     and is_forward(task.operation))
     plan.threads = threads_for(plan.work)

@@ -212,15 +212,19 @@ cdef inline real set_factor(real factor, real *shift, real *least) noexcept nogi
     return factor
 
 
-cdef inline real exp_scaled(real x, real shift, real least) noexcept nogil:
+cdef inline real most_shifted(real shift) noexcept nogil:
+    """rounder + 255 or 2047, whatever `shift` is. Of a constant gcc would make a branch, and of that a comparison and a blend,
+    not a minimum."""
+    return (shift - (shift - rounder(&shift))) + (<real> 255.0 if real is float else <real> 2047.0)
+
+
+cdef inline real exp_scaled(real x, real shift, real least, real most) noexcept nogil:
     """exp(x), for any x, times the power of two that set_factor made `shift` and `least` of. Times its mantissa, that is
     exp(x) * factor, where factor is neither subnormal nor within a factor of four of the largest number: 0 below the
     smallest normal number, possibly inf above a third of the largest one.
 
     Largest error in ulp, baseline / AVX2 / AVX-512: float32 0.99 / 1.02 / 1.02, float64 1.03 / 1.06 / 1.06.
     """
-    # rounder + 255 or 2047. Of a constant gcc would make a branch, and of that a comparison and a blend, not a minimum.
-    cdef real most = (shift - (shift - rounder(&x))) + (<real> 255.0 if real is float else <real> 2047.0)
     cdef real gap = least if least > x else x
     cdef real shifted = gap * <real> 1.4426950408889634 + shift
     shifted = shifted if shifted < most else most

@@ -198,7 +198,8 @@ cdef inline void at_once(int operation, bint spread, Py_ssize_t lines, const Apa
                     line[j] = y[c * y_step + i * y_part + j] * (x[c * x_step + i * x_part + j] - scale[at + j])
                 else:
                     line[j] = (x[c * x_step + i * x_part + j]
-                               - exp_scaled(y[c * y_step + i * y_part + j], shift[at + j], least[at + j]) * scale[at + j])
+                               - exp_scaled(y[c * y_step + i * y_part + j], shift[at + j], least[at + j],
+                                            most_shifted(shift[at + j])) * scale[at + j])
             for j in range(MOST_LANES):
                 out[c * out_step + i * out_part + j] = line[j]
 

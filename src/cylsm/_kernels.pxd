@@ -15,8 +15,7 @@ cdef enum:
     # A longer row is cut into tiles of about this size at most, read again from L2. logsumexp of rows of 5003 float32
     # classes takes 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
-    SHORTEST_SOFTMAX = 32  # elements of a row that softmax_rows takes: two to eight vectors of 64 bytes and part of one
-    LONGEST_SOFTMAX = 143
+    SHORTEST_SOFTMAX = 32  # elements of a row that softmax_rows takes
     # Rows that forward_rows adds up while it compares as many and writes as many, where L1 cannot hold them: two batches wait in L2.
     # Streamed, exps wait in scratch of so many bytes, where a row begins with a line.
     FORWARD_BYTES = 65536
@@ -118,7 +117,7 @@ ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step
 # where that is streamed, in `exps`, of FORWARD_SCRATCH bytes. out may be x, but where it is streamed.
 ctypedef void (*forward_kernel)(int operation, const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
                                 void *out, Py_ssize_t out_step, void *exps, bint far, bint stream) noexcept nogil
-# The same of softmax, of rows of SHORTEST_SOFTMAX to LONGEST_SOFTMAX classes. out may be x.
+# The same of softmax, of rows of SHORTEST_SOFTMAX to longest_softmax classes. out may be x.
 ctypedef void (*softmax_kernel)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, void *out,
                                 Py_ssize_t out_step, bint far) noexcept nogil
 # Converts elements of any kind, with any strides (bytes) and alignment: out[i * out_step + j], j < inner.
@@ -137,6 +136,7 @@ ctypedef void (*pair_kernel)(const void *x, const void *y, void *out, Py_ssize_t
 cdef struct Kernels:
     Py_ssize_t few_bytes  # rows up to here go to few_rows, but for backward_rows' and softmax_rows'
     Py_ssize_t forward_few_bytes  # the same of softmax and log_softmax
+    Py_ssize_t longest_softmax  # 0 where softmax_rows takes none
     bint streams_more     # exps take so little beside memory that softmax, and short rows, are worth streaming
     bint spreads_lines    # few_strip takes lines of several runs together
     reduce_kernel reduce_rows

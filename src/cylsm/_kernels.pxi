@@ -47,7 +47,6 @@ from cylsm._kernels cimport (
     LOGSUMEXP,
     LOGSUMEXP_WEIGHTED,
     LONG_GROUP,
-    LONGEST_SOFTMAX,
     MIXTURE,
     MIXTURE_COST,
     NEAR_CLASSES,
@@ -94,7 +93,9 @@ cdef extern from "_native.h" nogil:
     double double_of_bits(uint64_t bits)
     void prefetch_line(const void *p)
     void keep_call()
+    void from_memory()
     void turn_by_turn()
+    void widen_half(const float *x, double *out)
     void stream_lines(void *to, const void *source, Py_ssize_t lines)
     enum: CYLSM_FLOAT_QUADS
     enum: CYLSM_DOUBLE_QUADS
@@ -111,6 +112,7 @@ ctypedef fused real:
 
 cdef enum:
     LINE_BYTES = 64
+    SOFTMAX_VECTORS = 8       # of a row that softmax_rows takes, at most, and part of one
     MOST_LANES = 16           # of float in the widest vector: stack arrays have room for any, and at_once takes so many at least
     BATCH = 16                # rows, at most, whose lanes are folded together
     # Elements of a row from which on apply_rows writes log_softmax in vectors that begin with a line: 1000 x 16 float32 would take
@@ -245,7 +247,7 @@ cdef void exp_scaled_of(const real *x, const real *factors, real *out, Py_ssize_
     cdef real shift, least, mantissa
     for i in range(n):
         mantissa = set_factor(factors[i], &shift, &least)
-        out[i] = exp_scaled(x[i], shift, least) * mantissa
+        out[i] = exp_scaled(x[i], shift, least, most_shifted(shift)) * mantissa
 
 
 cdef void log_of(const real *x, const real *y, real *out, Py_ssize_t n) noexcept nogil:
@@ -267,11 +269,13 @@ table.of_double.few_bytes = FEW_BYTES
 # 166, of 32 207 and 201.
 table.of_float.forward_few_bytes = 380 if CYLSM_VECTOR_BYTES == 64 else 252 if CYLSM_VECTOR_BYTES == 32 else table.of_float.few_bytes
 table.of_double.forward_few_bytes = 252 if CYLSM_VECTOR_BYTES == 32 else table.of_double.few_bytes
-# In vectors of 16 floats softmax of rows of two to eight takes less so, with sums in double: 4096 x 32, 39 us on one thread
-# and 48 in groups, x 64 63 and 88; x 128, 109 us and 118 by reduce_rows; 100000 x 64 1.6 ms and 2.3. It takes longer in
-# vectors of 8, and in double.
-table.of_float.softmax_rows = <softmax_kernel> &softmax_rows if CYLSM_VECTOR_BYTES == 64 else NULL
+# Softmax of short rows of float takes less so, with sums in double: 4096 x 32 on AVX-512, 39 us on one thread and 48 in groups,
+# x 64 63 and 88; x 128, 109 us and 118 by reduce_rows; 100000 x 64 1.6 ms and 2.3. On AVX2 4096 x 64 161 us and 195, but x 128
+# 313 and 300.
+table.of_float.softmax_rows = <softmax_kernel> &softmax_rows if CYLSM_VECTOR_BYTES > 16 else NULL
+table.of_float.longest_softmax = (SOFTMAX_VECTORS + 1) * CYLSM_VECTOR_BYTES // sizeof(float) - 1 if CYLSM_VECTOR_BYTES > 16 else 0
 table.of_double.softmax_rows = NULL
+table.of_double.longest_softmax = 0
 
 # Of narrow vectors arithmetic hides memory anyway: log_softmax takes a tenth longer so.
 table.of_float.forward_rows = <forward_kernel> &forward_rows[float] if CYLSM_VECTOR_BYTES > 16 else NULL

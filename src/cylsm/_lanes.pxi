@@ -436,7 +436,7 @@ cdef inline real applied(int operation, bint kept, real x, real y, const real *o
     elif operation == SOFTMAX or operation == SOFTMAX_GRADIENT:
         return (x if kept else exp_of_lane(ROUNDED if operation == SOFTMAX else NEAR, x, of, width, j)) * low
     elif operation == LOG_SOFTMAX_BACKWARD:
-        return x - exp_scaled(y, of[SHIFT * width + j], of[LEAST * width + j]) * low
+        return x - exp_scaled(y, of[SHIFT * width + j], of[LEAST * width + j], most_shifted(of[SHIFT * width + j])) * low
     elif operation == SOFTMAX_BACKWARD:
         return y * (x - low)
     else:

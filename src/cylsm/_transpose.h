@@ -7,7 +7,8 @@
 #define NAME(what) CYLSM_JOIN(what, REAL, QUADS)
 #define THIRD (3 - SECOND)
 
-#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+/* gcc takes shuffles of vectors wider than the widest apart by way of memory: those of double in SSE2. */
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12 && (SECOND == 1 || CYLSM_VECTOR_BYTES > 16))
 #if QUADS == 1
 #define EACH(quad) quad(0)
 #elif QUADS == 2
