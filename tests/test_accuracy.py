@@ -126,6 +126,20 @@ def test_rows_where_digits_get_lost(function, dtype, kind, seed, thorough):
             accuracy.assert_accurate(tuple(result.T for result in results), expected)
 
 
+@pytest.mark.parametrize("classes", [3, 8, 16, 40, 79, 100, 257, 1000])
+def test_a_rival_may_come_late(classes, rng):
+    """Where half an ulp of the sum is lost, that shows in one such row of a thousand, in float32."""
+    x = one_rival(rng, 2_000_000 // max(classes, 50), classes).astype(np.float32)
+    gaps = x.astype(np.float64) - x.max(-1, keepdims=True)
+    ties = gaps == 0
+    others = np.where(ties, 0, np.exp(gaps)).sum(-1, keepdims=True)
+    exact = gaps - np.log1p(ties.sum(-1, keepdims=True) - 1 + others)
+    expected = accuracy.allow("log_softmax", exact, np.float32, factor=accuracy.growth(abs(exact)))
+    accuracy.assert_accurate(cylsm.log_softmax(x), (expected,))
+    turned = cylsm.log_softmax(np.ascontiguousarray(x.T), axis=0)
+    accuracy.assert_accurate(turned.T, (expected,))
+
+
 @each_dtype
 def test_gradients_of_the_largest_numbers(dtype, rng):
     """None leaves the range on the way to a result within it; the error is the probability's, times the factor."""

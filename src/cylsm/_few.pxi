@@ -98,7 +98,7 @@ cdef inline void at_once(int operation, bint spread, Py_ssize_t lines, const Apa
     cdef bint softmax = operation == SOFTMAX or operation == SOFTMAX_GRADIENT, backward = is_backward(operation), small
     cdef bint products = operation == SOFTMAX_BACKWARD
     cdef int summed = operation if backward else LOGSUMEXP
-    cdef real low, bound = least_normal(x) / exp_unit(x)
+    cdef real low, most = 0, bound = least_normal(x) / exp_unit(x)
     cdef real top[AT_ONCE]
     cdef real ties[AT_ONCE]
     cdef real total[AT_ONCE]
@@ -141,6 +141,7 @@ cdef inline void at_once(int operation, bint spread, Py_ssize_t lines, const Apa
     elif backward:
         for j in range(width):
             scale[j] = set_factor(total[j] + carry[j], &shift[j], &least[j])
+        most = most_shifted(shift[0])
     elif operation != SOFTMAX:
         for j in range(width):
             low = log_of_sum(ties[j], total[j], carry[j], &log_low[j])
@@ -199,7 +200,7 @@ cdef inline void at_once(int operation, bint spread, Py_ssize_t lines, const Apa
                 else:
                     line[j] = (x[c * x_step + i * x_part + j]
                                - exp_scaled(y[c * y_step + i * y_part + j], shift[at + j], least[at + j],
-                                            most_shifted(shift[at + j])) * scale[at + j])
+                                            most) * scale[at + j])
             for j in range(MOST_LANES):
                 out[c * out_step + i * out_part + j] = line[j]
 
