@@ -114,7 +114,7 @@ cdef enum:
     LINE_BYTES = 64
     SOFTMAX_VECTORS = 8       # of a row that softmax_rows takes, at most, and part of one
     MOST_LANES = 16           # of float in the widest vector: stack arrays have room for any, and at_once takes so many at least
-    BATCH = 16                # rows, at most, whose lanes are folded together
+    BATCH = 16                # rows of a reduction, at most, whose lanes are folded together
     # Elements of a row from which on apply_rows writes log_softmax in vectors that begin with a line: 1000 x 16 float32 would take
     # 6.0 us so, and takes 5.4.
     SHORTEST_ALIGNED = 128

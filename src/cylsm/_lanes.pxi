@@ -80,8 +80,8 @@ cdef inline void add_term(bint guarded, real term, real *total, real *carry) noe
 
 cdef inline void add_sum(int operation, real term, real *total, real *carry) noexcept nogil:
     """The same of a sum of terms. Of float the larger one comes first where a logarithm follows: a class that has nearly all of the
-    sum may come late, and cost half an ulp of it. log_softmax with one such rival is off by 1.9 ulp so, and by 2.5 otherwise;
-    it takes 2 % less then."""
+    sum may come late, and would cost half an ulp of it. log_softmax of rows with such a class is off by 2.0 ulp at most so, and
+    otherwise by 2.6, but log_softmax of 30 x 1000 float32 would take 11.0 us, which takes 11.3, and logsumexp 9.0, not 9.4."""
     cdef real s, high, low
     if real is float and counts_ties(operation):
         s = total[0] + term
@@ -240,7 +240,7 @@ cdef inline void sum_of_classes(int operation, int n, int known, bint keep, bint
                                 Py_ssize_t width, const real *x, Py_ssize_t x_step, const real *y, Py_ssize_t y_step,
                                 const real *of, Py_ssize_t of_step, Py_ssize_t of_lane, real *total, real *carry,
                                 real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step) noexcept nogil:
-    """Adds the terms of n classes, up to four, to their lanes' (each of `few` terms, or sums of two or four, with Fast2Sum's
+    """Adds the terms of n classes, up to four, to their lanes' (each of `few` terms, or sums of two or four, with
     compensation), and counts the ties; of a single class all but the first `known` lanes. What lane j counts from stands at
     of[j * of_lane]. Exps are stored as they come where the steps are constants, so that the compiler can tell x and exps
     apart, and otherwise by way of an array `apart`."""
