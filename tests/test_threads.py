@@ -327,27 +327,57 @@ def test_share_of_the_cache(monkeypatch, tmp_path):
 
 @on_each_isa
 @each_dtype
-@pytest.mark.parametrize("function", ["log_softmax", "softmax"])
-@pytest.mark.parametrize("classes", [96, 101, 128, 129, 144, 200, 257, 300, 513, 1000, 4100])
+@pytest.mark.parametrize("function", ["log_softmax", "softmax", "logsumexp_backward"])
+@pytest.mark.parametrize("classes", [96, 101, 128, 129, 144, 200, 257, 300, 321, 513, 1000, 4100])
 def test_rows_written_while_others_are_added_up(function, classes, dtype, cache_bytes, seed):
     """Each row has the bits that it has alone, whatever the caches hold and however many rows there are."""
-    call = getattr(cylsm, function)
-    x = among_special_rows(large(function, (37, classes), 1, dtype, seed))["x"]
+    x = among_special_rows(large("softmax", (37, classes), 1, dtype, seed))["x"]
     # A largest zero of either sign, alone and beside one of the other, in batches that are compared early.
     x[18:23] = -np.abs(x[18:23]) - 1
     x[18, 0] = x[19, [0, -1]] = x[20, [5, 90]] = -0.0
     x[20:23, 50] = 0.0
     x[18, 1:] = -20
+    info = np.finfo(dtype)
+    factors = np.linspace(-2, 2, 37, dtype=dtype)
+    # Some rows, alone and in a batch with others, are multiplied once more.
+    factors[[3, 9, 17, 18, 30]] = info.max, np.nan, info.tiny, -info.tiny / 8, info.smallest_subnormal
+
+    def call(rows, x, **options):
+        return getattr(cylsm, function)(*[factors[rows]] * (function == "logsumexp_backward"), x, **options)
+
     cache_bytes(1 << 40)
-    wanted = np.stack([call(row) for row in x])
+    wanted = np.stack([call(row, x[row]) for row in range(37)])
     for size in (1 << 40, 0):
         cache_bytes(size)
         for rows in (1, 2, 5, 16, 17, 32, 33, 37):
             for start in (0, 1, 9):
                 out = np.empty(rows * classes + start, dtype)[start:].reshape(rows, classes)
-                accuracy.assert_same_bits(call(x[:rows], out=out), wanted[:rows])
+                accuracy.assert_same_bits(call(slice(rows), x[:rows], out=out), wanted[:rows])
             out[...] = x[:rows]
-            accuracy.assert_same_bits(call(out, out=out), wanted[:rows])
+            accuracy.assert_same_bits(call(slice(rows), out, out=out), wanted[:rows])
+
+
+@on_each_isa
+@each_dtype
+@pytest.mark.parametrize("function", ["log_softmax", "softmax", "logsumexp"])
+@pytest.mark.parametrize("classes", [40, 100, 150, 260, 600])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_rows_in_short_runs(function, rows, classes, dtype, cache_bytes, seed):
+    """A few of every few, in memory that holds more."""
+    x = large("softmax", (50, rows + 1, classes), 2, dtype, seed)["x"]
+    wanted = getattr(cylsm, function)(x, axis=2)[:, :rows]
+    for size in (1 << 40, 0):
+        cache_bytes(size)
+        accuracy.assert_same_bits(getattr(cylsm, function)(x[:, :rows], axis=2), wanted)
+        if function != "logsumexp":
+            for held in (x, np.empty_like(x)):
+                inside = held.copy()
+                beside = inside[:, rows:].copy()
+                result = getattr(cylsm, function)(
+                    inside[:, :rows] if held is x else x[:, :rows], axis=2, out=inside[:, :rows]
+                )
+                accuracy.assert_same_bits(result, wanted)
+                accuracy.assert_same_bits(inside[:, rows:], beside)
 
 
 def assert_same_around(function, made, cache_bytes):

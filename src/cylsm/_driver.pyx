@@ -55,6 +55,12 @@ cdef enum:
     # Of a ROWS block, where there are many: between L1 and L2. softmax of 4096 x 1000 float32 takes 0.82 ms on one thread so,
     # 0.85 with 64 KB and 0.89 with 16 KB; log_softmax 0.81, 0.79 and 0.86.
     ROW_BLOCK_BYTES = 131072
+    # Of gradients that forward_rows takes: many batches, the first of which writes nothing beside it. cross_entropy_with_grad of
+    # 3000 x 3000 float32 takes 2.4 ms so, and 2.7 with 256 KB.
+    GRADIENT_BLOCK_BYTES = 1048576
+    # Their rows, at least: cross_entropy_with_grad of 32768 x 1000 float64 takes 21 ms so, and otherwise 25; of 1000 x 400 float32
+    # 132 us and 143, but of 2048 x 257 227 and 209.
+    LEAST_GRADIENT_BYTES = 1280
     MOST_BLOCK_ROWS = 128           # log_softmax of 4096 x 128 float32 takes 79 us so, and 85 with 32
     FEWER_BYTES = 32768             # blocks are halved down to this, so that threads have
     MANY_BLOCKS = 8                 # so many of them
@@ -82,6 +88,9 @@ cdef enum:
     # Of more classes than those few so many bytes: log_softmax of 62 x 19 x 2 x 8 takes 10.6 us so, and a run at a time 13.0;
     # with 8 KB and 128 KB two and four hundredths more.
     SPANNED_BYTES = 32768
+    # Of log_softmax and softmax of rows runs of up to so many bytes. Of two of every three of 40000 rows of 100 float32
+    # log_softmax takes 1.7 ms so, and 2.7; of four of five of 140 softmax 1.0 and 0.67.
+    SHORT_RUN_BYTES = 1600
     # A block of several runs where they lie has up to so many: gradients of 1000 x 3 x 16 x 16 float32 101 us, with 256 110.
     MOST_SPANNED_ROWS = 1024
     LINE = 16                       # elements in 64 bytes, at most
@@ -183,7 +192,7 @@ cdef struct Plan:
     bint backward_rows              # backward_rows,
     bint forward                    # forward_rows,
     bint softmax_rows               # softmax_rows, or otherwise few_rows or few_strip
-    bint stateless                  # one of these, which keep no state
+    bint stateless                  # one of the first three, which keep no state, but for a gradient
     bint kept                       # exps are kept
     bint ask_early                  # out is asked for while x is reduced
     int threads
@@ -424,8 +433,9 @@ cdef Py_ssize_t blocks_down_of(const Plan *plan) noexcept nogil:
     cdef const Task *task = plan.task
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t most = SPANNED_ROWS if plan.regime == STRIP else plan.block_rows
-    if (runs <= 1 or not task.runs_join or plan.regime == ROWS or plan.tiles > 1 or (plan.regime == FEW and fills_groups(across))
-            or (plan.regime == STRIP and task.operation == LOGSUMEXP_WEIGHTED)):
+    if (runs <= 1 or not task.runs_join or plan.tiles > 1 or (plan.regime == FEW and fills_groups(across))
+            or (plan.regime == STRIP and task.operation == LOGSUMEXP_WEIGHTED)
+            or (plan.regime == ROWS and (not is_forward(task.operation) or across * task.classes * plan.size > SHORT_RUN_BYTES))):
         return runs
     if plan.regime == STRIP and not plan.at_once:
         most = min(most, SPANNED_BYTES // (task.classes * plan.size))
@@ -454,7 +464,7 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
         return False
     if plan.regime == STRIP:
         return min(plan.block_rows, plan.task.shape[plan.task.ndim - 1]) * plan.size >= STREAM_RUN_BYTES
-    least = STREAM_FORWARD_BYTES if plan.forward and plan.kernels.streams_more else STREAM_ROW_BYTES
+    least = STREAM_FORWARD_BYTES if plan.forward and is_forward(operation) and plan.kernels.streams_more else STREAM_ROW_BYTES
     return (plan.regime == ROWS or plan.backward_rows) and row_bytes >= least
 
 
@@ -515,7 +525,7 @@ cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nog
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, row_work, moved
-    cdef bint backward = is_backward(task.operation), interleave, equal, narrow, unmapped
+    cdef bint backward = is_backward(task.operation), interleave, equal, narrow, unmapped, pipelined_gradient
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
@@ -534,12 +544,20 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         plan.tile = (task.classes + plan.tiles - 1) // plan.tiles
         if plan.regime == ROWS:
             plan.tile = (plan.tile + LINE - 1) // LINE * LINE
+    plan.backward_rows = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
+    plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX
+                         and SHORTEST_SOFTMAX <= task.classes <= plan.kernels.longest_softmax)
+    pipelined_gradient = (task.operation == SOFTMAX_GRADIENT and plan.kernels.forwards_gradients
+                          and task.classes * plan.size >= LEAST_GRADIENT_BYTES)
+    plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1 and not plan.softmax_rows
+                    and (is_forward(task.operation) or pipelined_gradient))
     row_bytes = plan.tile * plan.size
     interleave = rows_interleave(plan)
     if plan.regime == FEW:
         plan.block_rows = clamp(FEW_BLOCK_BYTES // max(row_bytes, 1) // GROUP * GROUP, GROUP, FEW_ROWS)
     elif plan.regime == ROWS:
-        plan.block_rows = 1 if plan.tiles > 1 else clamp(ROW_BLOCK_BYTES // row_bytes, 1, MOST_BLOCK_ROWS)
+        plan.block_rows = 1 if plan.tiles > 1 else clamp((GRADIENT_BLOCK_BYTES if pipelined_gradient else ROW_BLOCK_BYTES) // row_bytes,
+                                                                 1, MOST_BLOCK_ROWS)
         while (plan.block_rows > 1 and plan.block_rows * row_bytes > FEWER_BYTES and not interleave
                and task.rows < MANY_BLOCKS * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
@@ -549,11 +567,6 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
         while plan.block_rows > LEAST_LANES and (plan.block_rows * row_bytes > STRIP_BYTES
                                                  or task.rows < 2 * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
-    plan.backward_rows = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
-    plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX
-                         and SHORTEST_SOFTMAX <= task.classes <= plan.kernels.longest_softmax)
-    plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1 and not plan.softmax_rows
-                    and is_forward(task.operation))
     plan.threads = threads_for(plan.work)
     plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.run_by_run = takes_run_by_run(plan)
@@ -585,9 +598,9 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     # Memory that the system hands out during the call it has just filled with zeros, by way of the caches, where they still lie.
     unmapped = task.fresh and task.rows * task.classes * plan.size >= UNMAPPED_BYTES
     plan.stream = plan.out_direct and not task.in_place and not unmapped and plan.beyond and streams(plan, row_bytes)
-    plan.stateless = plan.backward_rows or plan.softmax_rows or plan.forward
-    plan.at_once = plan.at_once or plan.stateless
-    if plan.forward and plan.x_direct and plan.out_direct:
+    plan.stateless = plan.backward_rows or plan.softmax_rows or (plan.forward and not pipelined_gradient)
+    plan.at_once = plan.at_once or plan.stateless or plan.forward
+    if plan.forward and plan.stateless and plan.x_direct and plan.out_direct:
         # All that a thread has: one batch is written while the next is added up.
         plan.block_rows = max(plan.block_rows, (across + plan.threads - 1) // plan.threads)
         plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows
@@ -655,7 +668,7 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.x_piece = take(base, &used, 0 if plan.x_direct else piece)
     worker.y_piece = take(base, &used, 0 if plan.y_direct or (task.y.data == NULL and task.fill_y == NULL) else piece)
     worker.out_piece = take(base, &used, out_bytes(plan, piece))
-    worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.at_once and not plan.stateless else 0)
+    worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.at_once and not plan.stateless and not plan.forward else 0)
     return used
 
 
@@ -844,8 +857,9 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     if plan.softmax_rows:
         plan.kernels.softmax_rows(x, x_step, block.rows, task.classes, out, out_step, plan.far)
     elif plan.forward:
-        plan.kernels.forward_rows(task.operation, x, x_step, block.rows, task.classes, out, out_step, worker.out_piece,
-                                  plan.far, plan.stream)
+        plan.kernels.forward_rows(task.operation, x, x_step, block.rows, task.classes, &block.state,
+                                  block.factor if task.has_factor else NULL, out, out_step, worker.out_piece, plan.far,
+                                  plan.stream)
     elif plan.backward_rows:
         plan.kernels.backward_rows(task.operation, x, x_step, y, y_step, block.rows, task.classes, out, out_step, plan.far,
                                    plan.stream)

@@ -113,10 +113,12 @@ ctypedef void (*few_strip_kernel)(int operation, const void *x, Py_ssize_t x_ste
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                  Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step,
                                  bint far, bint stream) noexcept nogil
-# The same of LOG_SOFTMAX and SOFTMAX, to the bits of reduce_rows, finish and apply_rows. SOFTMAX's exps wait in out or,
-# where that is streamed, in `exps`, of FORWARD_SCRATCH bytes. out may be x, but where it is streamed.
+# The same of LOG_SOFTMAX, SOFTMAX and SOFTMAX_GRADIENT, to the bits of reduce_rows, finish and apply_rows. Only the gradient has
+# a factor, or NULL, and leaves its state. Exps wait in out or, where that is streamed, in `exps`, of FORWARD_SCRATCH bytes. out
+# may be x, but where it is streamed.
 ctypedef void (*forward_kernel)(int operation, const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
-                                void *out, Py_ssize_t out_step, void *exps, bint far, bint stream) noexcept nogil
+                                const RowState *state, const void *factor, void *out, Py_ssize_t out_step, void *exps,
+                                bint far, bint stream) noexcept nogil
 # The same of softmax, of rows of SHORTEST_SOFTMAX to longest_softmax classes. out may be x.
 ctypedef void (*softmax_kernel)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, void *out,
                                 Py_ssize_t out_step, bint far) noexcept nogil
@@ -138,6 +140,7 @@ cdef struct Kernels:
     Py_ssize_t forward_few_bytes  # the same of softmax and log_softmax
     Py_ssize_t longest_softmax  # 0 where softmax_rows takes none
     bint streams_more     # exps take so little beside memory that softmax, and short rows, are worth streaming
+    bint forwards_gradients  # forward_rows takes gradients
     bint spreads_lines    # few_strip takes lines of several runs together
     reduce_kernel reduce_rows
     reduce_kernel reduce_strip

@@ -162,6 +162,11 @@ cdef inline bint reads_y(int operation) noexcept nogil:
     return operation == SOFTMAX_BACKWARD or operation == LOGSUMEXP_WEIGHTED
 
 
+cdef inline bint streamed(int operation, bint stream) noexcept nogil:
+    """`stream`, but for softmax of narrower vectors, which the driver does not stream: nothing is compiled for that."""
+    return stream and (CYLSM_VECTOR_BYTES == LINE_BYTES or (operation != SOFTMAX and operation != SOFTMAX_GRADIENT))
+
+
 cdef inline bint has_two(int operation) noexcept nogil:
     """Whether y is an array of its own, which a reduction may do without."""
     return operation != LOGSUMEXP and operation != LOG_SOFTMAX and operation != SOFTMAX and operation != SOFTMAX_GRADIENT

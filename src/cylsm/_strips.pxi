@@ -68,7 +68,8 @@ cdef inline void apply_state(int operation, bint kept, bint stream, Py_ssize_t w
     if out == y and out != x:
         apply_lanes_to_y(operation, width, x, x_step, classes, of, out, out_step)
     else:
-        apply_lanes(operation, kept, stream, width, x, x_step, y, y_step, classes, of, out, out_step, ahead, soon)
+        apply_lanes(operation, kept, streamed(operation, stream), width, x, x_step, y, y_step, classes, of, out, out_step, ahead,
+                    soon)
     if again:
         for c in range(classes):
             for j in range(width):
