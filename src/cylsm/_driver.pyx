@@ -27,6 +27,7 @@ from cylsm._kernels cimport (
     LOGSUMEXP_WEIGHTED,
     MIXTURE,
     MIXTURE_COST,
+    MOST_FORWARD_BYTES,
     NEAR_CLASSES,
     NOTHING,
     SCRATCH,
@@ -61,6 +62,9 @@ cdef enum:
     # Their rows, at least: cross_entropy_with_grad of 32768 x 1000 float64 takes 21 ms so, and otherwise 25; of 1000 x 400 float32
     # 132 us and 143, but of 2048 x 257 227 and 209.
     LEAST_GRADIENT_BYTES = 1280
+    # Beside a single row none is written: of so many bytes it is left to the other kernels. log_softmax of 1 x 30000 float32 takes
+    # 11.9 us so, and 12.7; of 1 x 257 0.73 and 0.70.
+    LONG_SINGLE_BYTES = 16384
     MOST_BLOCK_ROWS = 128           # log_softmax of 4096 x 128 float32 takes 79 us so, and 85 with 32
     FEWER_BYTES = 32768             # blocks are halved down to this, so that threads have
     MANY_BLOCKS = 8                 # so many of them
@@ -326,6 +330,15 @@ cdef inline bint is_forward(int operation) noexcept nogil:
     return operation == LOG_SOFTMAX or operation == SOFTMAX
 
 
+cdef inline bint is_pipelined(const Plan *plan) noexcept nogil:
+    """Whether forward_rows takes such a row."""
+    cdef const Task *task = plan.task
+    cdef Py_ssize_t row_bytes = task.classes * plan.size
+    return (plan.regime == ROWS and plan.kernels.forward_rows != NULL and row_bytes <= MOST_FORWARD_BYTES
+            and (is_forward(task.operation)
+                 or (task.operation == SOFTMAX_GRADIENT and plan.kernels.forwards_gradients and row_bytes >= LEAST_GRADIENT_BYTES)))
+
+
 cdef inline bint is_softmax(int operation) noexcept nogil:
     return operation == SOFTMAX or operation == SOFTMAX_GRADIENT
 
@@ -525,7 +538,7 @@ cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nog
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, row_work, moved
-    cdef bint backward = is_backward(task.operation), interleave, equal, narrow, unmapped, pipelined_gradient
+    cdef bint backward = is_backward(task.operation), interleave, equal, narrow, unmapped
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
@@ -536,7 +549,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
     while plan.regime == STRIP and task.classes > MOST_STRIP_TILES * plan.tile and plan.tile < MOST_TILE:
         plan.tile = 2 * plan.tile
-    plan.tiles = max(<Py_ssize_t> 1, (task.classes - SHORTEST_ROW) // plan.tile + 1)
+    plan.tiles = 1 if is_pipelined(plan) else max(<Py_ssize_t> 1, (task.classes - SHORTEST_ROW) // plan.tile + 1)
     if plan.tiles == 1:
         plan.tile = task.classes
     elif plan.tiles <= MOST_EQUAL_TILES:
@@ -547,17 +560,14 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.backward_rows = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX
                          and SHORTEST_SOFTMAX <= task.classes <= plan.kernels.longest_softmax)
-    pipelined_gradient = (task.operation == SOFTMAX_GRADIENT and plan.kernels.forwards_gradients
-                          and task.classes * plan.size >= LEAST_GRADIENT_BYTES)
-    plan.forward = (plan.kernels.forward_rows != NULL and plan.regime == ROWS and plan.tiles == 1 and not plan.softmax_rows
-                    and (is_forward(task.operation) or pipelined_gradient))
     row_bytes = plan.tile * plan.size
+    plan.forward = is_pipelined(plan) and not plan.softmax_rows and (task.rows > 1 or row_bytes < LONG_SINGLE_BYTES)
     interleave = rows_interleave(plan)
     if plan.regime == FEW:
         plan.block_rows = clamp(FEW_BLOCK_BYTES // max(row_bytes, 1) // GROUP * GROUP, GROUP, FEW_ROWS)
     elif plan.regime == ROWS:
-        plan.block_rows = 1 if plan.tiles > 1 else clamp((GRADIENT_BLOCK_BYTES if pipelined_gradient else ROW_BLOCK_BYTES) // row_bytes,
-                                                                 1, MOST_BLOCK_ROWS)
+        plan.block_rows = 1 if plan.tiles > 1 else clamp(
+            (GRADIENT_BLOCK_BYTES if plan.forward and not is_forward(task.operation) else ROW_BLOCK_BYTES) // row_bytes, 1, MOST_BLOCK_ROWS)
         while (plan.block_rows > 1 and plan.block_rows * row_bytes > FEWER_BYTES and not interleave
                and task.rows < MANY_BLOCKS * plan.block_rows):
             plan.block_rows = plan.block_rows // 2
@@ -598,7 +608,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     # Memory that the system hands out during the call it has just filled with zeros, by way of the caches, where they still lie.
     unmapped = task.fresh and task.rows * task.classes * plan.size >= UNMAPPED_BYTES
     plan.stream = plan.out_direct and not task.in_place and not unmapped and plan.beyond and streams(plan, row_bytes)
-    plan.stateless = plan.backward_rows or plan.softmax_rows or (plan.forward and not pipelined_gradient)
+    plan.stateless = plan.backward_rows or plan.softmax_rows or (plan.forward and is_forward(task.operation))
     plan.at_once = plan.at_once or plan.stateless or plan.forward
     if plan.forward and plan.stateless and plan.x_direct and plan.out_direct:
         # All that a thread has: one batch is written while the next is added up.
