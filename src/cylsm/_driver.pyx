@@ -535,50 +535,74 @@ cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nog
     plan.together = plan.blocks - plan.whole if plan.by_tiles and at_once else 1
 
 
+cdef void set_tiles(Plan *plan) noexcept nogil:
+    """Into how many tiles a row is cut, and of how many classes, by the operation, its length and its stride."""
+    cdef Py_ssize_t classes = plan.task.classes
+    # The last tile has SHORTEST_ROW classes at least.
+    plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
+    while plan.regime == STRIP and classes > MOST_STRIP_TILES * plan.tile and plan.tile < MOST_TILE:
+        plan.tile = 2 * plan.tile
+    plan.tiles = 1 if is_pipelined(plan) else max(<Py_ssize_t> 1, (classes - SHORTEST_ROW) // plan.tile + 1)
+    if plan.tiles == 1:
+        plan.tile = classes
+    elif plan.tiles <= MOST_EQUAL_TILES:
+        plan.tiles += plan.tiles % 2
+        plan.tile = (classes + plan.tiles - 1) // plan.tiles
+        if plan.regime == ROWS:
+            plan.tile = (plan.tile + LINE - 1) // LINE * LINE
+
+
+cdef void set_kernel(Plan *plan) noexcept nogil:
+    """Which kernel takes a block, or what is reduced and written by different ones."""
+    cdef const Task *task = plan.task
+    plan.backward_rows = (is_backward(task.operation) and plan.regime != STRIP and plan.tiles == 1
+                          and task.classes >= SHORTEST_ROW)
+    plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX
+                         and SHORTEST_SOFTMAX <= task.classes <= plan.kernels.longest_softmax)
+    plan.forward = (is_pipelined(plan) and not plan.softmax_rows
+                    and (task.rows > 1 or task.classes * plan.size < LONG_SINGLE_BYTES))
+    plan.stateless = plan.backward_rows or plan.softmax_rows or (plan.forward and is_forward(task.operation))
+    plan.at_once = (plan.stateless or plan.forward or plan.regime == FEW
+                    or (plan.regime == STRIP and takes_few_lanes(task)))
+
+
+cdef Py_ssize_t most_block_rows(const Plan *plan) noexcept nogil:
+    """What the caches hold of a block, or what threads have enough of."""
+    cdef const Task *task = plan.task
+    cdef Py_ssize_t row_bytes = plan.tile * plan.size, block_bytes = ROW_BLOCK_BYTES, rows
+    if plan.regime == FEW:
+        return clamp(FEW_BLOCK_BYTES // max(row_bytes, 1) // GROUP * GROUP, GROUP, FEW_ROWS)
+    if plan.regime == ROWS:
+        if plan.forward and not plan.stateless:
+            block_bytes = GRADIENT_BLOCK_BYTES
+        rows = 1 if plan.tiles > 1 else clamp(block_bytes // row_bytes, 1, MOST_BLOCK_ROWS)
+        while (rows > 1 and rows * row_bytes > FEWER_BYTES and not rows_interleave(plan)
+               and task.rows < MANY_BLOCKS * rows):
+            rows = rows // 2
+        return rows
+    # As many lanes as L2 can hold of a tile: long runs, so that a page is read for more than a line or two.
+    rows = GRADIENT_LANES if is_backward(task.operation) and task.classes <= SHORT_CLASSES else MOST_LANES
+    while rows > LEAST_LANES and (rows * row_bytes > STRIP_BYTES or task.rows < 2 * rows):
+        rows = rows // 2
+    return rows
+
+
 cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     cdef Py_ssize_t across = task.shape[task.ndim - 1], runs = task.shape[task.ndim - 2] if task.ndim > 1 else 1
     cdef Py_ssize_t row_bytes, row_work, moved
-    cdef bint backward = is_backward(task.operation), interleave, equal, narrow, unmapped
+    cdef bint interleave, equal, narrow, unmapped
     plan.task = task
     plan.kernels = kernels(task.wide)
     plan.size = 8 if task.wide else 4
     plan.regime = regime_of(task, plan.size)
     row_work = (task.classes + (LANE_WORK if plan.regime == STRIP else ROW_WORK)) * plan.size // 4
     plan.work = task.rows * row_work
-    # The last tile has SHORTEST_ROW classes at least.
-    plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
-    while plan.regime == STRIP and task.classes > MOST_STRIP_TILES * plan.tile and plan.tile < MOST_TILE:
-        plan.tile = 2 * plan.tile
-    plan.tiles = 1 if is_pipelined(plan) else max(<Py_ssize_t> 1, (task.classes - SHORTEST_ROW) // plan.tile + 1)
-    if plan.tiles == 1:
-        plan.tile = task.classes
-    elif plan.tiles <= MOST_EQUAL_TILES:
-        plan.tiles += plan.tiles % 2
-        plan.tile = (task.classes + plan.tiles - 1) // plan.tiles
-        if plan.regime == ROWS:
-            plan.tile = (plan.tile + LINE - 1) // LINE * LINE
-    plan.backward_rows = backward and plan.regime != STRIP and plan.tiles == 1 and task.classes >= SHORTEST_ROW
-    plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX
-                         and SHORTEST_SOFTMAX <= task.classes <= plan.kernels.longest_softmax)
+    set_tiles(plan)
+    set_kernel(plan)
     row_bytes = plan.tile * plan.size
-    plan.forward = is_pipelined(plan) and not plan.softmax_rows and (task.rows > 1 or row_bytes < LONG_SINGLE_BYTES)
     interleave = rows_interleave(plan)
-    if plan.regime == FEW:
-        plan.block_rows = clamp(FEW_BLOCK_BYTES // max(row_bytes, 1) // GROUP * GROUP, GROUP, FEW_ROWS)
-    elif plan.regime == ROWS:
-        plan.block_rows = 1 if plan.tiles > 1 else clamp(
-            (GRADIENT_BLOCK_BYTES if plan.forward and not is_forward(task.operation) else ROW_BLOCK_BYTES) // row_bytes, 1, MOST_BLOCK_ROWS)
-        while (plan.block_rows > 1 and plan.block_rows * row_bytes > FEWER_BYTES and not interleave
-               and task.rows < MANY_BLOCKS * plan.block_rows):
-            plan.block_rows = plan.block_rows // 2
-    else:
-        # As many lanes as L2 can hold of a tile: long runs, so that a page is read for more than a line or two.
-        plan.block_rows = GRADIENT_LANES if backward and task.classes <= SHORT_CLASSES else MOST_LANES
-        while plan.block_rows > LEAST_LANES and (plan.block_rows * row_bytes > STRIP_BYTES
-                                                 or task.rows < 2 * plan.block_rows):
-            plan.block_rows = plan.block_rows // 2
+    plan.block_rows = most_block_rows(plan)
     plan.threads = threads_for(plan.work)
-    plan.at_once = plan.regime == FEW or (plan.regime == STRIP and takes_few_lanes(task))
     plan.run_by_run = takes_run_by_run(plan)
     plan.blocks_down = blocks_down_of(plan)
     plan.span = (runs + plan.blocks_down - 1) // plan.blocks_down
@@ -608,9 +632,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     # Memory that the system hands out during the call it has just filled with zeros, by way of the caches, where they still lie.
     unmapped = task.fresh and task.rows * task.classes * plan.size >= UNMAPPED_BYTES
     plan.stream = plan.out_direct and not task.in_place and not unmapped and plan.beyond and streams(plan, row_bytes)
-    plan.stateless = plan.backward_rows or plan.softmax_rows or (plan.forward and is_forward(task.operation))
-    plan.at_once = plan.at_once or plan.stateless or plan.forward
-    if plan.forward and plan.stateless and plan.x_direct and plan.out_direct:
+    if plan.forward and plan.stateless and plan.span == 1 and plan.x_direct and plan.out_direct:
         # All that a thread has: one batch is written while the next is added up.
         plan.block_rows = max(plan.block_rows, (across + plan.threads - 1) // plan.threads)
         plan.blocks_across = (across + plan.block_rows - 1) // plan.block_rows

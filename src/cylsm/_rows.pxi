@@ -210,8 +210,8 @@ cdef inline void ask_for_terms(int operation, const real *x, const real *y, Py_s
         ask_for(y, n)
 
 
-cdef inline void row_total(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes,
-                           Py_ssize_t ahead, double *four, real *four_carry) noexcept nogil:
+cdef inline void row_to_four(int operation, Py_ssize_t whole, const real *x, const real *y, Py_ssize_t classes,
+                             Py_ssize_t ahead, double *four, real *four_carry) noexcept nogil:
     """Four lanes of a backward operation's sum over one row, of `whole` vectors and perhaps the beginning of one more: of float
     in double, of double compensated."""
     cdef Py_ssize_t i, j, lanes = lanes_of(x)
@@ -249,7 +249,7 @@ cdef inline void row_totals(int operation, Py_ssize_t whole, const real *x, Py_s
     cdef double four[4 * GROUP]
     cdef real carry[4 * GROUP]
     for r in range(rows):
-        row_total(operation, whole, x + r * x_step, y + r * y_step, classes, ahead, four + 4 * r, carry + 4 * r)
+        row_to_four(operation, whole, x + r * x_step, y + r * y_step, classes, ahead, four + 4 * r, carry + 4 * r)
     if real is float:
         fold(False, four, 4, rows)
         for r in range(rows):
