@@ -34,7 +34,7 @@ STRIDED = (
 )
 LENGTHS = range(301)
 # One and several tiles, and what is left of the last one
-LONG = (1023, 1025, 2047, 2049, 4095, 4096, 4097, 4111, 4112, 4113, 8193, 8209)
+LONG = (1023, 1025, 2047, 2049, 4095, 4096, 4097, 4111, 4112, 4113, 8193, 8209, 16401, 32785)
 
 
 class Room:

@@ -1,11 +1,11 @@
 # The only parallel loop. Knows rows, tiles and scratch memory; nothing of losses, of arrays' flags or of Python.
 #
 # (a) Three regimes. FEW: short rows, transposed in groups. ROWS: a row's classes lie side by side. STRIP: rows lie side by
-#     side. Few classes, rows of softmax and log_softmax and those of the backward operations are reduced and written by one
-#     kernel. All that is chosen by the operation, the row's length and its class stride alone, so that a row's bits depend on
+#     side. Few classes, rows of softmax, its gradient and log_softmax and those of the backward operations are reduced and written
+#     by one kernel. All that is chosen by the operation, the row's length and its class stride alone, so that a row's bits depend on
 #     nothing else, but where two kernels make the same bits; how many rows a block has, and who computes it, changes no bit. What
 #     is added up over rows is added block by block, so its blocks do not depend on the number of threads.
-# (b) A row longer than a tile is reduced tile by tile, merged in order, and written tile by tile, whether one thread
+# (b) A row longer than a tile, and than forward_rows takes, is reduced tile by tile, merged in order, and written tile by tile, whether one thread
 #     does all of that or several share the tiles.
 # (c) What a kernel cannot read or write in place (another dtype, byte order, stride) passes through a piece of scratch.
 # (d) Scratch of all threads is one allocation, made before anything is written.
@@ -59,6 +59,7 @@ cdef enum:
     # Of gradients that forward_rows takes: many batches, the first of which writes nothing beside it. cross_entropy_with_grad of
     # 3000 x 3000 float32 takes 2.4 ms so, and 2.7 with 256 KB.
     GRADIENT_BLOCK_BYTES = 1048576
+    MANY_GRADIENT_BLOCKS = 16       # and so many of these
     # Their rows, at least: cross_entropy_with_grad of 32768 x 1000 float64 takes 21 ms so, and otherwise 25; of 1000 x 400 float32
     # 132 us and 143, but of 2048 x 257 227 and 209.
     LEAST_GRADIENT_BYTES = 1280
@@ -331,7 +332,7 @@ cdef inline bint is_forward(int operation) noexcept nogil:
 
 
 cdef inline bint is_pipelined(const Plan *plan) noexcept nogil:
-    """Whether forward_rows takes such a row."""
+    """Whether forward_rows takes rows of this length, which are one tile then."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t row_bytes = task.classes * plan.size
     return (plan.regime == ROWS and plan.kernels.forward_rows != NULL and row_bytes <= MOST_FORWARD_BYTES
@@ -477,7 +478,7 @@ cdef bint streams(const Plan *plan, Py_ssize_t row_bytes) noexcept nogil:
         return False
     if plan.regime == STRIP:
         return min(plan.block_rows, plan.task.shape[plan.task.ndim - 1]) * plan.size >= STREAM_RUN_BYTES
-    least = STREAM_FORWARD_BYTES if plan.forward and is_forward(operation) and plan.kernels.streams_more else STREAM_ROW_BYTES
+    least = STREAM_FORWARD_BYTES if plan.forward and plan.kernels.streams_more else STREAM_ROW_BYTES
     return (plan.regime == ROWS or plan.backward_rows) and row_bytes >= least
 
 
@@ -553,7 +554,7 @@ cdef void set_tiles(Plan *plan) noexcept nogil:
 
 
 cdef void set_kernel(Plan *plan) noexcept nogil:
-    """Which kernel takes a block, or what is reduced and written by different ones."""
+    """Which kernel reduces and writes a block at once, if one does."""
     cdef const Task *task = plan.task
     plan.backward_rows = (is_backward(task.operation) and plan.regime != STRIP and plan.tiles == 1
                           and task.classes >= SHORTEST_ROW)
@@ -569,15 +570,16 @@ cdef void set_kernel(Plan *plan) noexcept nogil:
 cdef Py_ssize_t most_block_rows(const Plan *plan) noexcept nogil:
     """What the caches hold of a block, or what threads have enough of."""
     cdef const Task *task = plan.task
-    cdef Py_ssize_t row_bytes = plan.tile * plan.size, block_bytes = ROW_BLOCK_BYTES, rows
+    cdef Py_ssize_t row_bytes = plan.tile * plan.size, block_bytes = ROW_BLOCK_BYTES, many = MANY_BLOCKS, rows
     if plan.regime == FEW:
         return clamp(FEW_BLOCK_BYTES // max(row_bytes, 1) // GROUP * GROUP, GROUP, FEW_ROWS)
     if plan.regime == ROWS:
         if plan.forward and not plan.stateless:
             block_bytes = GRADIENT_BLOCK_BYTES
+            many = MANY_GRADIENT_BLOCKS
         rows = 1 if plan.tiles > 1 else clamp(block_bytes // row_bytes, 1, MOST_BLOCK_ROWS)
         while (rows > 1 and rows * row_bytes > FEWER_BYTES and not rows_interleave(plan)
-               and task.rows < MANY_BLOCKS * rows):
+               and task.rows < many * rows):
             rows = rows // 2
         return rows
     # As many lanes as L2 can hold of a tile: long runs, so that a page is read for more than a line or two.
@@ -874,7 +876,7 @@ cdef void apply_tile(const Plan *plan, Worker *worker, Block *block, Py_ssize_t 
 
 
 cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept nogil:
-    """Everything in one kernel: a block of few classes, or of rows of softmax, log_softmax or a backward operation."""
+    """Everything in one kernel: a block of few classes, or of rows of softmax, its gradient, log_softmax or a backward operation."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t x_step, y_step = 0, out_step = 0
     cdef const void *x = piece_of(plan, &task.x, plan.x_direct, block, 0, worker.x_piece, &x_step)

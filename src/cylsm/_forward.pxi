@@ -8,8 +8,8 @@ cdef inline bint set_parameters(int operation, Py_ssize_t rows, real *of, real *
     cdef real log_sum[BATCH]
     if operation == SOFTMAX_GRADIENT:
         write_state(operation, NEAR, BATCH, rows, of, total, carry, ties, ties, state, first)
-        finish(operation, state, first, rows, factor + first if factor != NULL else factor)
-        return read_state(operation, BATCH, rows, state, first, factor, of)
+        finish(operation, state, first, rows, factor + first if factor != NULL else NULL)
+        return read_state(operation, BATCH, rows, state, first, NULL, of)
     if operation == SOFTMAX:
         for r in range(BATCH):
             of[LOW * BATCH + r] = share(<real> 1.0, ties[r], total[r], carry[r])
@@ -147,5 +147,7 @@ cdef void forward_rows(int operation, const real *x, Py_ssize_t x_step, Py_ssize
         forward_softmax(x, x_step, rows, classes, out, out_step, exps, far, stream)
     elif operation == LOG_SOFTMAX:
         forward(LOG_SOFTMAX, stream, x, x_step, rows, classes, NULL, NULL, out, out_step, exps, far)
-    elif CYLSM_VECTOR_BYTES == LINE_BYTES:
-        forward_gradient(x, x_step, rows, classes, state, factor, out, out_step, exps, far, stream)
+    else:
+        cylsm_require(operation == SOFTMAX_GRADIENT and CYLSM_VECTOR_BYTES == LINE_BYTES)
+        if CYLSM_VECTOR_BYTES == LINE_BYTES:
+            forward_gradient(x, x_step, rows, classes, state, factor, out, out_step, exps, far, stream)

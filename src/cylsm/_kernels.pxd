@@ -12,16 +12,16 @@
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
     FEW_BYTES = 504       # rows that few_rows takes at most: those of 512 bytes, whole vectors, are faster by rows
-    # A longer row is cut into tiles of about this size at most, read again from L2. logsumexp of rows of 5003 float32
-    # classes takes 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
+    # A longer row, but of what forward_rows takes, is cut into tiles of about this size at most, read again from L2. logsumexp
+    # of rows of 5003 float32 classes takes 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
     SHORTEST_SOFTMAX = 32  # elements of a row that softmax_rows takes
     # Rows that forward_rows adds up while it compares as many and writes as many, where L1 cannot hold them: two batches wait in L2.
-    # Streamed, exps wait in scratch of so many bytes, where a row begins with a line.
     FORWARD_BYTES = 65536
     # It takes longer rows than tiles are, whose reading, exps and writing would take turns: softmax of 300 x 32000 float32 takes
     # 2.1 ms so, and 3.0.
     MOST_FORWARD_BYTES = 131072
+    # Streamed, exps wait in scratch of so many bytes, where a row begins with a line.
     FORWARD_SCRATCH = 2 * (MOST_FORWARD_BYTES + 16 * 64)
     # Up to here all exps count from the top, with what that loses: logsumexp of 4 float32 classes takes 1.73 ns an element
     # so, and 1.75 with a reference, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.

@@ -163,7 +163,8 @@ cdef inline bint reads_y(int operation) noexcept nogil:
 
 
 cdef inline bint streamed(int operation, bint stream) noexcept nogil:
-    """`stream`, but for softmax of narrower vectors, which the driver does not stream: nothing is compiled for that."""
+    """`stream`, but for softmax and its gradient of narrower vectors, which the driver does not stream: nothing is compiled for
+    that."""
     return stream and (CYLSM_VECTOR_BYTES == LINE_BYTES or (operation != SOFTMAX and operation != SOFTMAX_GRADIENT))
 
 

@@ -685,8 +685,8 @@ cdef inline void apply_each(int operation, bint kept, bint brief, const real *x,
                 apply_short_row(operation, kept, x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step)
             else:
                 tail.more = out_step == classes and i < rows - 1 and not again
-                apply_row(operation, kept, streamed(operation, stream), x + i * x_step, y + i * y_step, classes, of + r, out + i * out_step,
-                          ahead_within(ahead, classes, (rows - 1 - i) * out_step + classes), &tail)
+                apply_row(operation, kept, streamed(operation, stream), x + i * x_step, y + i * y_step, classes, of + r,
+                          out + i * out_step, ahead_within(ahead, classes, (rows - 1 - i) * out_step + classes), &tail)
             if again:
                 for j in range(classes):
                     out[i * out_step + j] = out[i * out_step + j] * of[AGAIN * BATCH + r]
