@@ -5,8 +5,8 @@
 #     by one kernel. All that is chosen by the operation, the row's length and its class stride alone, so that a row's bits depend on
 #     nothing else, but where two kernels make the same bits; how many rows a block has, and who computes it, changes no bit. What
 #     is added up over rows is added block by block, so its blocks do not depend on the number of threads.
-# (b) A row longer than a tile, and than forward_rows takes, is reduced tile by tile, merged in order, and written tile by tile, whether one thread
-#     does all of that or several share the tiles.
+# (b) A row longer than a tile, and than forward_rows takes, is reduced tile by tile, merged in order, and written tile by tile,
+#     whether one thread does all of that or several share the tiles.
 # (c) What a kernel cannot read or write in place (another dtype, byte order, stride) passes through a piece of scratch.
 # (d) Scratch of all threads is one allocation, made before anything is written.
 
@@ -59,7 +59,7 @@ cdef enum:
     # Of gradients that forward_rows takes: many batches, the first of which writes nothing beside it. cross_entropy_with_grad of
     # 3000 x 3000 float32 takes 2.4 ms so, and 2.7 with 256 KB.
     GRADIENT_BLOCK_BYTES = 1048576
-    MANY_GRADIENT_BLOCKS = 16       # and so many of these
+    MANY_GRADIENT_BLOCKS = 16       # they are halved for so many, as others for MANY_BLOCKS
     # Their rows, at least: cross_entropy_with_grad of 32768 x 1000 float64 takes 21 ms so, and otherwise 25; of 1000 x 400 float32
     # 132 us and 143, but of 2048 x 257 227 and 209.
     LEAST_GRADIENT_BYTES = 1280
@@ -702,7 +702,8 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     worker.x_piece = take(base, &used, 0 if plan.x_direct else piece)
     worker.y_piece = take(base, &used, 0 if plan.y_direct or (task.y.data == NULL and task.fill_y == NULL) else piece)
     worker.out_piece = take(base, &used, out_bytes(plan, piece))
-    worker.transposed = take(base, &used, 3 * SCRATCH * plan.size if plan.at_once and not plan.stateless and not plan.forward else 0)
+    worker.transposed = take(base, &used, 3 * SCRATCH * plan.size
+                             if plan.at_once and not plan.stateless and not plan.forward else 0)
     return used
 
 
