@@ -5,8 +5,8 @@
 #     by one kernel. All that is chosen by the operation, the row's length and its class stride alone, so that a row's bits depend on
 #     nothing else, but where two kernels make the same bits; how many rows a block has, and who computes it, changes no bit. What
 #     is added up over rows is added block by block, so its blocks do not depend on the number of threads.
-# (b) A row longer than a tile, and than forward_rows takes, is reduced tile by tile, merged in order, and written tile by tile,
-#     whether one thread does all of that or several share the tiles.
+# (b) A row longer than a tile is reduced tile by tile, merged in order, and written tile by tile, whether one thread does all
+#     of that, several share the tiles, or forward_rows writes a row while it reduces the next.
 # (c) What a kernel cannot read or write in place (another dtype, byte order, stride) passes through a piece of scratch.
 # (d) Scratch of all threads is one allocation, made before anything is written.
 
@@ -18,7 +18,6 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from cylsm._kernels cimport (
     BLOCK_BESIDE,
-    FORWARD_SCRATCH,
     GROUP,
     LONG_GROUP,
     LOG_SOFTMAX,
@@ -27,7 +26,7 @@ from cylsm._kernels cimport (
     LOGSUMEXP_WEIGHTED,
     MIXTURE,
     MIXTURE_COST,
-    MOST_FORWARD_BYTES,
+    MOST_FORWARD_TILES,
     NEAR_CLASSES,
     NOTHING,
     SCRATCH,
@@ -40,6 +39,7 @@ from cylsm._kernels cimport (
     TILE_BELOW,
     TILE_BYTES,
     KernelTable,
+    forward_scratch,
 )
 from cylsm._threads cimport begin_region, enter, leave, note_region, now, threads_for
 
@@ -59,6 +59,8 @@ cdef enum:
     # Of gradients that forward_rows takes: many batches, the first of which writes nothing beside it. cross_entropy_with_grad of
     # 3000 x 3000 float32 takes 2.4 ms so, and 2.7 with 256 KB.
     GRADIENT_BLOCK_BYTES = 1048576
+    # Of rows of several tiles: of 1000 x 50257 float32 12.5 ms so, 12.9 with 8, and 12.2 with 32, which threads might lack.
+    LONG_GRADIENT_ROWS = 16
     MANY_GRADIENT_BLOCKS = 16       # they are halved for so many, as others for MANY_BLOCKS
     # Their rows, at least: cross_entropy_with_grad of 32768 x 1000 float64 takes 21 ms so, and otherwise 25; of 1000 x 400 float32
     # 132 us and 143, but of 2048 x 257 227 and 209.
@@ -332,12 +334,18 @@ cdef inline bint is_forward(int operation) noexcept nogil:
 
 
 cdef inline bint is_pipelined(const Plan *plan) noexcept nogil:
-    """Whether forward_rows takes rows of this length, which are one tile then."""
+    """Whether forward_rows takes rows of this length, and so many: of several tiles where each thread has two to write one beside
+    the other, or each block of a gradient. Softmax of 4 x 50257 float32 takes 31 us so, and 38 where threads share tiles."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t row_bytes = task.classes * plan.size
-    return (plan.regime == ROWS and plan.kernels.forward_rows != NULL and row_bytes <= MOST_FORWARD_BYTES
-            and (is_forward(task.operation)
-                 or (task.operation == SOFTMAX_GRADIENT and plan.kernels.forwards_gradients and row_bytes >= LEAST_GRADIENT_BYTES)))
+    cdef bint gradient = task.operation == SOFTMAX_GRADIENT
+    if (plan.regime != ROWS or plan.kernels.forward_rows == NULL or not (gradient or is_forward(task.operation))
+            or (gradient and not (plan.kernels.forwards_gradients and row_bytes >= LEAST_GRADIENT_BYTES))):
+        return False
+    if plan.tiles == 1:
+        return task.rows > 1 or row_bytes < LONG_SINGLE_BYTES
+    return (plan.tiles <= MOST_FORWARD_TILES and task.rows >= 2 * (MANY_GRADIENT_BLOCKS if gradient else plan.threads)
+            and is_direct(plan, &task.x) and is_direct(plan, &task.out))
 
 
 cdef inline bint is_softmax(int operation) noexcept nogil:
@@ -529,7 +537,7 @@ cdef void share_tiles(Plan *plan, bint narrow, Py_ssize_t row_work) noexcept nog
     cdef Py_ssize_t left = plan.blocks % plan.threads
     cdef bint few = plan.blocks < FEW_ROUNDS * plan.threads
     cdef bint at_once = plan.regime == ROWS and not plan.beyond
-    plan.by_tiles = narrow or (plan.threads > 1 and plan.tiles > 1 and left > 0 and plan.regime == ROWS
+    plan.by_tiles = narrow or (plan.threads > 1 and plan.tiles > 1 and left > 0 and plan.regime == ROWS and not plan.forward
                                and (few or (at_once and plan.blocks <= MOST_PARTS
                                             and left * row_work >= SHARED_WORK * plan.threads)))
     plan.whole = 0 if few or narrow or not plan.by_tiles else plan.blocks - left
@@ -543,7 +551,7 @@ cdef void set_tiles(Plan *plan) noexcept nogil:
     plan.tile = (STRIP_TILE_BYTES if plan.regime == STRIP else TILE_BYTES) // plan.size
     while plan.regime == STRIP and classes > MOST_STRIP_TILES * plan.tile and plan.tile < MOST_TILE:
         plan.tile = 2 * plan.tile
-    plan.tiles = 1 if is_pipelined(plan) else max(<Py_ssize_t> 1, (classes - SHORTEST_ROW) // plan.tile + 1)
+    plan.tiles = max(<Py_ssize_t> 1, (classes - SHORTEST_ROW) // plan.tile + 1)
     if plan.tiles == 1:
         plan.tile = classes
     elif plan.tiles <= MOST_EQUAL_TILES:
@@ -560,8 +568,7 @@ cdef void set_kernel(Plan *plan) noexcept nogil:
                           and task.classes >= SHORTEST_ROW)
     plan.softmax_rows = (plan.regime != STRIP and task.operation == SOFTMAX
                          and SHORTEST_SOFTMAX <= task.classes <= plan.kernels.longest_softmax)
-    plan.forward = (is_pipelined(plan) and not plan.softmax_rows
-                    and (task.rows > 1 or task.classes * plan.size < LONG_SINGLE_BYTES))
+    plan.forward = is_pipelined(plan) and not plan.softmax_rows
     plan.stateless = plan.backward_rows or plan.softmax_rows or (plan.forward and is_forward(task.operation))
     plan.at_once = (plan.stateless or plan.forward or plan.regime == FEW
                     or (plan.regime == STRIP and takes_few_lanes(task)))
@@ -571,13 +578,16 @@ cdef Py_ssize_t most_block_rows(const Plan *plan) noexcept nogil:
     """What the caches hold of a block, or what threads have enough of."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t row_bytes = plan.tile * plan.size, block_bytes = ROW_BLOCK_BYTES, many = MANY_BLOCKS, rows
+    cdef bint gradient = plan.forward and not plan.stateless
     if plan.regime == FEW:
         return clamp(FEW_BLOCK_BYTES // max(row_bytes, 1) // GROUP * GROUP, GROUP, FEW_ROWS)
     if plan.regime == ROWS:
-        if plan.forward and not plan.stateless:
+        if gradient:
             block_bytes = GRADIENT_BLOCK_BYTES
             many = MANY_GRADIENT_BLOCKS
-        rows = 1 if plan.tiles > 1 else clamp(block_bytes // row_bytes, 1, MOST_BLOCK_ROWS)
+        rows = clamp(block_bytes // row_bytes, 1, MOST_BLOCK_ROWS)
+        if plan.tiles > 1:
+            rows = LONG_GRADIENT_ROWS if gradient else 1
         while (rows > 1 and rows * row_bytes > FEWER_BYTES and not rows_interleave(plan)
                and task.rows < many * rows):
             rows = rows // 2
@@ -599,12 +609,14 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     plan.regime = regime_of(task, plan.size)
     row_work = (task.classes + (LANE_WORK if plan.regime == STRIP else ROW_WORK)) * plan.size // 4
     plan.work = task.rows * row_work
+    plan.threads = threads_for(plan.work)
+    plan.span = 1
+    plan.run_by_run = False
     set_tiles(plan)
     set_kernel(plan)
     row_bytes = plan.tile * plan.size
     interleave = rows_interleave(plan)
     plan.block_rows = most_block_rows(plan)
-    plan.threads = threads_for(plan.work)
     plan.run_by_run = takes_run_by_run(plan)
     plan.blocks_down = blocks_down_of(plan)
     plan.span = (runs + plan.blocks_down - 1) // plan.blocks_down
@@ -614,7 +626,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     elif narrow:
         plan.block_rows = min(across, clamp(STRIP_BYTES // row_bytes // LINE * LINE, LEAST_LANES, MOST_LANES))
     else:
-        equal = not interleave and (plan.regime == STRIP or plan.tiles == 1)
+        equal = not interleave and (plan.regime == STRIP or plan.tiles == 1 or plan.forward)
         plan.block_rows = min(equal_rows(plan) if equal else plan.block_rows, across)
     plan.blocks_across = 1 if plan.span > 1 else (across + plan.block_rows - 1) // plan.block_rows
     plan.past_line = past_line_of(plan)
@@ -666,10 +678,15 @@ cdef Py_ssize_t out_bytes(const Plan *plan, Py_ssize_t piece) noexcept nogil:
     if not plan.out_direct:
         return piece
     if plan.forward and plan.stream and softmax:
-        return FORWARD_SCRATCH
+        return forward_scratch(plan.task.classes * plan.size)
     if plan.kept and plan.stream and plan.tiles > 1:
         return plan.most_rows * plan.task.classes * plan.size
     return piece if softmax and not plan.at_once and not (plan.kept and not plan.stream) else 0
+
+
+cdef inline Py_ssize_t merged_entry(const Plan *plan, Py_ssize_t rows) noexcept nogil:
+    """Where the entries of a block's rows begin, behind those of its tiles; forward_rows takes one row's tiles at a time."""
+    return 0 if plan.tiles == 1 else plan.tiles if plan.forward else plan.tiles * rows
 
 
 cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept nogil:
@@ -677,8 +694,8 @@ cdef Py_ssize_t lay_out(const Plan *plan, char *base, Worker *worker) noexcept n
     cdef Worker measured
     cdef Py_ssize_t used = 0
     # Kernels of short rows work on whole groups; merged entries follow the tiles'.
-    cdef Py_ssize_t rows = 0 if plan.stateless else plan.most_rows + GROUP
-    cdef Py_ssize_t entries = (rows if plan.tiles == 1 else (plan.tiles + 1) * plan.most_rows + GROUP) * plan.size
+    cdef Py_ssize_t rows = 0 if plan.stateless and plan.tiles == 1 else plan.most_rows + GROUP
+    cdef Py_ssize_t entries = (rows + merged_entry(plan, plan.most_rows)) * plan.size
     cdef Py_ssize_t piece = plan.most_rows * (plan.tile + SHORTEST_ROW) * plan.size
     cdef const Task *task = plan.task
     if worker == NULL:
@@ -892,7 +909,7 @@ cdef void all_at_once(const Plan *plan, Worker *worker, Block *block) noexcept n
     if plan.softmax_rows:
         plan.kernels.softmax_rows(x, x_step, block.rows, task.classes, out, out_step, plan.far)
     elif plan.forward:
-        plan.kernels.forward_rows(task.operation, x, x_step, block.rows, task.classes, &block.state,
+        plan.kernels.forward_rows(task.operation, x, x_step, block.rows, task.classes, plan.tile, &block.state,
                                   block.factor if task.has_factor else NULL, out, out_step, worker.out_piece, plan.far,
                                   plan.stream)
     elif plan.backward_rows:
@@ -961,7 +978,7 @@ cdef void open_block(const Plan *plan, Block *block, Py_ssize_t index) noexcept 
         block.outer = block.outer // plan.blocks_down * runs + first
         block.rows = (end - first) * across
     block.run = across if plan.span > 1 else block.rows
-    block.merged = 0 if plan.tiles == 1 else plan.tiles * block.rows
+    block.merged = merged_entry(plan, block.rows)
     if task.open != NULL:
         task.open(task, block)
 

@@ -12,17 +12,15 @@
 cdef enum:
     SHORTEST_ROW = 16     # elements: one 64-byte vector of float, two of double
     FEW_BYTES = 504       # rows that few_rows takes at most: those of 512 bytes, whole vectors, are faster by rows
-    # A longer row, but of what forward_rows takes, is cut into tiles of about this size at most, read again from L2. logsumexp
-    # of rows of 5003 float32 classes takes 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
+    # A longer row is cut into tiles of about this size at most, read again from L2. logsumexp of rows of 5003 float32 classes takes
+    # 0.54 ns an element; with 16 KB, where a tile's own costs show, 0.76.
     TILE_BYTES = 65536
     SHORTEST_SOFTMAX = 32  # elements of a row that softmax_rows takes
     # Rows that forward_rows adds up while it compares as many and writes as many, where L1 cannot hold them: two batches wait in L2.
+    # Longer rows' tiles are taken so, too, which would otherwise take turns to be read, to take exps and to be written: softmax of
+    # 300 x 32000 float32 takes 1.8 ms so, and 2.9; of 1000 x 50257 12 and 16.
     FORWARD_BYTES = 65536
-    # It takes longer rows than tiles are, whose reading, exps and writing would take turns: softmax of 300 x 32000 float32 takes
-    # 2.1 ms so, and 3.0.
-    MOST_FORWARD_BYTES = 131072
-    # Streamed, exps wait in scratch of so many bytes, where a row begins with a line.
-    FORWARD_SCRATCH = 2 * (MOST_FORWARD_BYTES + 16 * 64)
+    MOST_FORWARD_TILES = 16  # of a row that it takes
     # Up to here all exps count from the top, with what that loses: logsumexp of 4 float32 classes takes 1.73 ns an element
     # so, and 1.75 with a reference, of 6, 1.5 and 1.4. Less than SHORTEST_ROW: no tile is so short.
     NEAR_CLASSES = 8
@@ -41,6 +39,10 @@ cdef enum Operation:
     SOFTMAX_BACKWARD      # y * (x - sum(x * y))
     MIXTURE_COST          # after LOGSUMEXP, reduce only: mass = sum(y), cost = sum(y * (top - x))
     MIXTURE               # after that, apply only: factor * (mass * softmax(x) - y)
+
+# Streamed, forward_rows has exps wait in scratch of so many bytes, where a row begins with a line.
+cdef inline Py_ssize_t forward_scratch(Py_ssize_t row_bytes) noexcept nogil:
+    return 2 * (max(<Py_ssize_t> FORWARD_BYTES, row_bytes) + 16 * 64)
 
 # What a kernel reads next, and asks for meanwhile; one of rows, whatever lies behind them.
 cdef enum Following:
@@ -116,12 +118,13 @@ ctypedef void (*few_strip_kernel)(int operation, const void *x, Py_ssize_t x_ste
 ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step, const void *y, Py_ssize_t y_step,
                                  Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step,
                                  bint far, bint stream) noexcept nogil
-# The same of LOG_SOFTMAX, SOFTMAX and SOFTMAX_GRADIENT, to the bits of reduce_rows, finish and apply_rows. Only the gradient has
-# a factor, or NULL, and leaves its state. Exps wait in out or, where that is streamed, in `exps`, of FORWARD_SCRATCH bytes. out
-# may be x, but where it is streamed.
+# The same of LOG_SOFTMAX, SOFTMAX and SOFTMAX_GRADIENT, to the bits of reduce_rows, merge, finish and apply_rows. A row has one tile,
+# or up to MOST_FORWARD_TILES of `tile` classes each but for the last, whose entries come first in the state and serve every row.
+# Only the gradient has a factor, or NULL, and leaves its rows' entries. Exps wait in out or, where that is streamed, in `exps`,
+# of forward_scratch bytes. out may be x, but where it is streamed.
 ctypedef void (*forward_kernel)(int operation, const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
-                                const RowState *state, const void *factor, void *out, Py_ssize_t out_step, void *exps,
-                                bint far, bint stream) noexcept nogil
+                                Py_ssize_t tile, const RowState *state, const void *factor, void *out, Py_ssize_t out_step,
+                                void *exps, bint far, bint stream) noexcept nogil
 # The same of softmax, of rows of SHORTEST_SOFTMAX to longest_softmax classes. out may be x.
 ctypedef void (*softmax_kernel)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes, void *out,
                                 Py_ssize_t out_step, bint far) noexcept nogil

@@ -20,7 +20,7 @@
 # (e) The end of a row that is no multiple of its lanes is read as an overlapping vector whose known lanes are masked. It
 #     is copied before anything is stored, since `out` may be the input.
 # (f) Never x - lse: (x - top) - log_sum, both terms of one sign.
-# (g) Exps wait for no memory: forward_rows adds up a batch of rows while it compares the next and writes the last.
+# (g) Exps wait for no memory: forward_rows adds up a batch of rows, or a tile, while it compares the next and writes the last row's.
 
 from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.math cimport INFINITY, NAN, fabs, fma, fmaf, frexp, ldexp, log as libm_log
@@ -36,7 +36,6 @@ from cylsm._kernels cimport (
     FLOAT32,
     FLOAT64,
     FORWARD_BYTES,
-    FORWARD_SCRATCH,
     GROUP,
     INT8,
     INT16,
@@ -73,6 +72,7 @@ from cylsm._kernels cimport (
     few_strip_kernel,
     finish_kernel,
     forward_kernel,
+    forward_scratch,
     load_kernel,
     merge_kernel,
     pair_kernel,
