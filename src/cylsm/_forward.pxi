@@ -75,7 +75,7 @@ cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_
         row_sum(operation, operation != LOG_SOFTMAX, also, origin_of(operation), x + r * x_step, x, classes, of + r,
                 total + r * lanes, carry + r * lanes, ties + r * lanes, ties, exps + r * exps_step,
                 ahead_within(ahead, classes, own - r * exps_step) if far and also != STREAMING else 0,
-                ahead_within(gap + ahead, classes, x_own - r * x_step), NULL, &meanwhile)
+                ahead_within(gap + ahead, classes, x_own - r * x_step), 0, NULL, &meanwhile)
 
 
 cdef void rest_of_tile(const real *end, Py_ssize_t classes, Py_ssize_t more, real *rest) noexcept nogil:

@@ -352,12 +352,13 @@ cdef inline void apply_row(int operation, bint kept, bint stream, const real *x,
 
 cdef inline void row_sum(int operation, bint keep, int also, int origin, const real *x, const real *y, Py_ssize_t classes,
                          const real *row, real *total, real *carry, real *ties, real *ties_carry, real *exps,
-                         Py_ssize_t exps_ahead, Py_ssize_t ahead, const real *soon, const Meanwhile *meanwhile) noexcept nogil:
+                         Py_ssize_t exps_ahead, Py_ssize_t ahead, Py_ssize_t apart, const real *soon,
+                         const Meanwhile *meanwhile) noexcept nogil:
     """The lanes of one row's sums; `row` holds its top and reference. Four vectors are added at a time, then single ones,
-    then what is left, in a vector that ends with the row and counts what is new in it. The elements `ahead` of x,
-    `exps_ahead` of exps, and those of `soon`, are asked for meanwhile. Exps wait for no memory, so other rows may be
-    compared and written meanwhile too."""
-    cdef Py_ssize_t i = 0, j, at = 0, start = 0, lanes = lanes_of(x), group = 4 * lanes, together = 0
+    then what is left, in a vector that ends with the row and counts what is new in it. The elements `ahead` of x, alone
+    in lines so far `apart`, `exps_ahead` of exps, and those of `soon`, are asked for meanwhile. Exps wait for no memory,
+    so other rows may be compared and written meanwhile too."""
+    cdef Py_ssize_t i = 0, j, at = 0, start = 0, lanes = lanes_of(x), group = 4 * lanes, together = 0, lines = group // line_of(x)
     cdef int known = <int> (lanes - classes % lanes)
     cdef bint stream = also == STREAMING
     cdef real sums[MOST_LANES]
@@ -408,7 +409,11 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
         i += group
         at += group
     while i + group <= classes:
-        ask_for(x + i + ahead, group)
+        if also == ALONE:
+            for j in range(lines):
+                ask_for(x + ahead + i // lines + j * apart, line_of(x))
+        else:
+            ask_for(x + i + ahead, group)
         if operation == LOGSUMEXP_WEIGHTED:
             ask_for(y + i + ahead, group)
         if keep:
@@ -457,11 +462,18 @@ cdef inline void sum_rows(int operation, bint keep, int origin, const real *x, P
                           Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t classes, const real *of, real *total,
                           real *carry, real *ties, real *ties_carry, real *exps, Py_ssize_t exps_step,
                           Py_ssize_t ahead) noexcept nogil:
-    cdef Py_ssize_t r, lanes = lanes_of(x)
+    """What follows is asked for in parts of several rows, or of one, at a time: the processor fetches from each page a few lines ahead
+    of what is read. logsumexp of 4000 x 32000 float32 takes 22.6 ms so, and 27 in one part."""
+    cdef Py_ssize_t r, part, lanes = lanes_of(x), parts = 4 * lanes // line_of(x)
+    cdef Py_ssize_t length = classes // (parts * line_of(x)) * line_of(x)
+    cdef bint across
     for r in range(rows):
+        part = r % parts
+        across = ahead > 0 and r - part + parts <= rows
         row_sum(operation, keep, ALONE, origin, x + r * x_step, y + r * y_step, classes, of + r, total + r * lanes,
                 carry + r * lanes, ties + r * lanes, ties_carry + r * lanes, exps + r * exps_step,
-                ahead_within(ahead_of(False, x), classes, (rows - 1 - r) * exps_step + classes), ahead,
+                ahead_within(ahead_of(False, x), classes, (rows - 1 - r) * exps_step + classes),
+                ahead + part * (length - x_step) if across else ahead, x_step if across else length,
                 exps + r * exps_step if not keep and exps != NULL else NULL, NULL)
 
 
