@@ -59,9 +59,10 @@ cdef enum:
     # Of gradients that forward_rows takes: many batches, the first of which writes nothing beside it. cross_entropy_with_grad of
     # 3000 x 3000 float32 takes 2.4 ms so, and 2.7 with 256 KB.
     GRADIENT_BLOCK_BYTES = 1048576
-    # Of rows of several tiles: of 1000 x 50257 float32 12.5 ms so, 12.9 with 8, and 12.2 with 32, which threads might lack.
+    # Of gradients of rows of several tiles so many rows: 1000 x 50257 float32 take 12.5 ms so, 12.9 with 8, and 12.2 with 32, which
+    # would leave threads fewer blocks.
     LONG_GRADIENT_ROWS = 16
-    MANY_GRADIENT_BLOCKS = 16       # they are halved for so many, as others for MANY_BLOCKS
+    MANY_GRADIENT_BLOCKS = 16       # both are halved for so many, as others for MANY_BLOCKS
     # Their rows, at least: cross_entropy_with_grad of 32768 x 1000 float64 takes 21 ms so, and otherwise 25; of 1000 x 400 float32
     # 132 us and 143, but of 2048 x 257 227 and 209.
     LEAST_GRADIENT_BYTES = 1280
@@ -334,8 +335,8 @@ cdef inline bint is_forward(int operation) noexcept nogil:
 
 
 cdef inline bint is_pipelined(const Plan *plan) noexcept nogil:
-    """Whether forward_rows takes rows of this length, and so many: of several tiles where each thread has two to write one beside
-    the other, or each block of a gradient. Softmax of 4 x 50257 float32 takes 31 us so, and 38 where threads share tiles."""
+    """Whether forward_rows takes rows of this length, and so many: of several tiles where each thread, or each block of a gradient,
+    has two. Softmax of 4 x 50257 float32 takes 31 us so, and 38 where threads share tiles."""
     cdef const Task *task = plan.task
     cdef Py_ssize_t row_bytes = task.classes * plan.size
     cdef bint gradient = task.operation == SOFTMAX_GRADIENT
@@ -345,7 +346,7 @@ cdef inline bint is_pipelined(const Plan *plan) noexcept nogil:
     if plan.tiles == 1:
         return task.rows > 1 or row_bytes < LONG_SINGLE_BYTES
     return (plan.tiles <= MOST_FORWARD_TILES and task.rows >= 2 * (MANY_GRADIENT_BLOCKS if gradient else plan.threads)
-            and is_direct(plan, &task.x) and is_direct(plan, &task.out))
+            and task.shape[task.ndim - 1] > 1 and is_direct(plan, &task.x) and is_direct(plan, &task.out))
 
 
 cdef inline bint is_softmax(int operation) noexcept nogil:

@@ -43,11 +43,11 @@ cdef bint merge_parameters(int operation, Py_ssize_t tiles, const RowState *stat
     finish(operation, state, row, 1, factor)
     if operation == LOG_SOFTMAX:
         read_state(LOG_SOFTMAX, BATCH, 1, state, row, NULL, of)
-        for t in range(BATCH):
+        for t in range(tiles):
             of[TOP * BATCH + t] = of[TOP * BATCH]
             of[LOW * BATCH + t] = of[LOW * BATCH]
         return False
-    # exps count from their tile's own top.
+    # Exps count from their tile's own top.
     spread(state, <real *> state.top, 1, tiles, row)
     return read_state(SOFTMAX, BATCH, tiles, state, 0, NULL, of)
 
@@ -78,17 +78,19 @@ cdef inline void forward_batch(int operation, int also, const real *x, Py_ssize_
                 ahead_within(gap + ahead, classes, x_own - r * x_step), 0, NULL, &meanwhile)
 
 
-cdef void rest_of_tile(const real *end, Py_ssize_t classes, Py_ssize_t more, real *rest) noexcept nogil:
-    """The lanes of the maximum of what a tile has `more` than the `classes` before `end`, or, if it has less, of what is not in it."""
-    cdef Py_ssize_t n = max(more, -more, lanes_of(end))
-    row_max(SOFTMAX, end + more - n if more > 0 else end - classes, end, n, rest)
+cdef void rest_of_tile(const real *end, Py_ssize_t classes, Py_ssize_t longer, real *rest) noexcept nogil:
+    """The lanes of the maximum of what makes a tile so much `longer` than the `classes` before `end`, or, if it is shorter, of what is
+    not in it; of so many elements, or lanes."""
+    cdef Py_ssize_t n = max(longer, -longer, lanes_of(end))
+    row_max(SOFTMAX, end + longer - n if longer > 0 else end - classes, end, n, rest)
 
 
-cdef void correct_top(const real *end, Py_ssize_t classes, Py_ssize_t more, real *rest, real *top) noexcept nogil:
-    """Makes the lanes of the maximum of the `classes` before `end` those of the tile's."""
+cdef void correct_top(const real *end, Py_ssize_t classes, Py_ssize_t longer, real *rest, real *top) noexcept nogil:
+    """Makes the lanes of the maximum of the `classes` before `end` those of the tile's, which is compared again where its top is not
+    above the rest's."""
     cdef Py_ssize_t j, lanes = lanes_of(end)
     cdef real folded[4 * MOST_LANES]
-    if more > 0:
+    if longer > 0:
         for j in range(lanes):
             top[j] = larger(rest[j], top[j])
         return
@@ -96,7 +98,7 @@ cdef void correct_top(const real *end, Py_ssize_t classes, Py_ssize_t more, real
     fold(True, folded, lanes, 1)
     fold(True, rest, lanes, 1)
     if not folded[0] > rest[0]:
-        row_max(SOFTMAX, end - classes - more, end, classes + more, top)
+        row_max(SOFTMAX, end - classes - longer, end, classes + longer, top)
 
 
 cdef inline Py_ssize_t near_batch(int operation, Py_ssize_t row_bytes) noexcept nogil:
@@ -158,7 +160,8 @@ cdef inline void forward(int operation, bint stream, const real *x, Py_ssize_t x
             if keep:
                 earlier = apart + (turn + 1) % 2 * batch * exps_step + t * tile if stream else to
             if longer != 0 and more > 0:
-                # The next tile is compared as if it were as long as this, whose exps may be stored where the rest is.
+                # The next tile is compared as if it were as long as this: a shorter one begins in this, whose exps may soon take
+                # the place of what is too much.
                 rest_of_tile(later + length, length, longer, rest)
             found = n > 0 and take_tops(operation, keep, here, x_step, n, length, tops, of, infinite)
             tail.more = (t + 1 < tiles or out_step == classes) and not again

@@ -119,9 +119,9 @@ ctypedef void (*backward_kernel)(int operation, const void *x, Py_ssize_t x_step
                                  Py_ssize_t rows, Py_ssize_t classes, void *out, Py_ssize_t out_step,
                                  bint far, bint stream) noexcept nogil
 # The same of LOG_SOFTMAX, SOFTMAX and SOFTMAX_GRADIENT, to the bits of reduce_rows, merge, finish and apply_rows. A row has one tile,
-# or up to MOST_FORWARD_TILES of `tile` classes each but for the last, whose entries come first in the state and serve every row.
-# Only the gradient has a factor, or NULL, and leaves its rows' entries. Exps wait in out or, where that is streamed, in `exps`,
-# of forward_scratch bytes. out may be x, but where it is streamed.
+# or up to MOST_FORWARD_TILES of `tile` classes each but for the last; tiles' entries come first in the state, and are used again for
+# every row. Only the gradient has a factor, or NULL, and leaves its rows' entries. Exps wait in out or, where that is streamed, in
+# `exps`, of forward_scratch bytes. out may be x, but where it is streamed.
 ctypedef void (*forward_kernel)(int operation, const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t classes,
                                 Py_ssize_t tile, const RowState *state, const void *factor, void *out, Py_ssize_t out_step,
                                 void *exps, bint far, bint stream) noexcept nogil

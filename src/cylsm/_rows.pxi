@@ -355,9 +355,9 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
                          Py_ssize_t exps_ahead, Py_ssize_t ahead, Py_ssize_t apart, const real *soon,
                          const Meanwhile *meanwhile) noexcept nogil:
     """The lanes of one row's sums; `row` holds its top and reference. Four vectors are added at a time, then single ones,
-    then what is left, in a vector that ends with the row and counts what is new in it. The elements `ahead` of x, alone
-    in lines so far `apart`, `exps_ahead` of exps, and those of `soon`, are asked for meanwhile. Exps wait for no memory,
-    so other rows may be compared and written meanwhile too."""
+    then what is left, in a vector that ends with the row and counts what is new in it. The elements `ahead` of x, of a row that
+    is ALONE in lines so far `apart`, `exps_ahead` of exps, and those of `soon`, are asked for meanwhile. Exps wait for no
+    memory, so other rows may be compared and written meanwhile too."""
     cdef Py_ssize_t i = 0, j, at = 0, start = 0, lanes = lanes_of(x), group = 4 * lanes, together = 0, lines = group // line_of(x)
     cdef int known = <int> (lanes - classes % lanes)
     cdef bint stream = also == STREAMING
@@ -409,13 +409,12 @@ cdef inline void row_sum(int operation, bint keep, int also, int origin, const r
         i += group
         at += group
     while i + group <= classes:
-        if also == ALONE:
-            for j in range(lines):
-                ask_for(x + ahead + i // lines + j * apart, line_of(x))
-        else:
+        for j in range(lines if also == ALONE else 0):
+            ask_for(x + ahead + i // lines + j * apart, line_of(x))
+            if operation == LOGSUMEXP_WEIGHTED:
+                ask_for(y + ahead + i // lines + j * apart, line_of(x))
+        if also != ALONE:
             ask_for(x + i + ahead, group)
-        if operation == LOGSUMEXP_WEIGHTED:
-            ask_for(y + i + ahead, group)
         if keep:
             ask_for(exps + i + exps_ahead, group)
         if soon != NULL:
