@@ -611,6 +611,7 @@ cdef void make_plan(Plan *plan, Task *task) noexcept nogil:
     row_work = (task.classes + (LANE_WORK if plan.regime == STRIP else ROW_WORK)) * plan.size // 4
     plan.work = task.rows * row_work
     plan.threads = threads_for(plan.work)
+    # So is_direct finds rows of several tiles before blocks are chosen.
     plan.span = 1
     plan.run_by_run = False
     set_tiles(plan)
